@@ -1,0 +1,1 @@
+"""Container images of ``llama-diffusion-cli`` for every CUDA architecture."""

@@ -1,0 +1,1 @@
+"""One adapter a port; only ``process`` starts a program."""

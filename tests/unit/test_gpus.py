@@ -1,0 +1,155 @@
+"""What the GPU adapter makes of NVML's answers. The fake raises the real bindings' own errors."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pynvml
+import pytest
+
+from llama_images.adapters.gpus import Gpu, NvidiaGpus
+from llama_images.errors import OutsideError
+
+RTX_5090 = {
+    "name": "NVIDIA GeForce RTX 5090",
+    "capability": (12, 0),
+    "memory": 34190917632,
+    "uuid": "GPU-5090",
+}
+RTX_3090 = {
+    "name": b"NVIDIA GeForce RTX 3090",
+    "capability": (8, 6),
+    "memory": 25769803776,
+    "uuid": b"GPU-3090",
+}
+GB10 = {"name": "NVIDIA GB10", "capability": (12, 1), "memory": None, "uuid": "GPU-gb10"}
+
+
+class FakeNvml:
+    """The part of ``pynvml`` that the adapter uses, over a list of GPUs."""
+
+    NVMLError = pynvml.NVMLError
+    NVML_ERROR_LIBRARY_NOT_FOUND = pynvml.NVML_ERROR_LIBRARY_NOT_FOUND
+    NVML_ERROR_DRIVER_NOT_LOADED = pynvml.NVML_ERROR_DRIVER_NOT_LOADED
+    NVML_ERROR_FUNCTION_NOT_FOUND = pynvml.NVML_ERROR_FUNCTION_NOT_FOUND
+    NVML_ERROR_NOT_SUPPORTED = pynvml.NVML_ERROR_NOT_SUPPORTED
+
+    def __init__(self, *gpus: dict[str, Any], init_error: int | None = None, lost: bool = False) -> None:
+        self.present = gpus
+        self.init_error = init_error
+        self.lost = lost
+        self.open = 0
+
+    def nvmlInit(self) -> None:  # noqa: N802 - NVML's name, as all below
+        if self.init_error is not None:
+            raise pynvml.NVMLError(self.init_error)
+        self.open += 1
+
+    def nvmlShutdown(self) -> None:  # noqa: N802
+        self.open -= 1
+
+    def nvmlSystemGetDriverVersion(self) -> str:  # noqa: N802
+        return "580.95.05"
+
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+        assert self.open == 1
+        return len(self.present)
+
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> dict[str, Any]:  # noqa: N802
+        if self.lost:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+        return self.present[index]
+
+    def nvmlDeviceGetCudaComputeCapability(self, handle: dict[str, Any]) -> Any:  # noqa: N802
+        return handle["capability"]
+
+    def nvmlDeviceGetName(self, handle: dict[str, Any]) -> Any:  # noqa: N802
+        return handle["name"]
+
+    def nvmlDeviceGetUUID(self, handle: dict[str, Any]) -> Any:  # noqa: N802
+        return handle["uuid"]
+
+    def nvmlDeviceGetMemoryInfo(self, handle: dict[str, Any]) -> Any:  # noqa: N802
+        if handle["memory"] is None:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return SimpleNamespace(total=handle["memory"])
+
+
+def test_gpus_in_the_driver_s_order() -> None:
+    nvml = FakeNvml(RTX_5090, RTX_3090)
+    assert NvidiaGpus(nvml).gpus() == (
+        Gpu(
+            index=0,
+            name="NVIDIA GeForce RTX 5090",
+            compute_capability="12.0",
+            memory_bytes=34190917632,
+            uuid="GPU-5090",
+        ),
+        Gpu(
+            index=1,
+            name="NVIDIA GeForce RTX 3090",
+            compute_capability="8.6",
+            memory_bytes=25769803776,
+            uuid="GPU-3090",
+        ),
+    )
+    assert nvml.open == 0
+
+
+def test_each_compute_capability_once() -> None:
+    gpus = NvidiaGpus(FakeNvml(RTX_5090, RTX_3090, RTX_5090))
+    assert gpus.compute_capabilities() == ("12.0", "8.6")
+
+
+def test_a_gpu_that_shares_the_machine_s_memory_has_no_size() -> None:
+    (gpu,) = NvidiaGpus(FakeNvml(GB10)).gpus()
+    assert gpu.memory_bytes is None
+    assert gpu.compute_capability == "12.1"
+
+
+def test_driver_version() -> None:
+    assert NvidiaGpus(FakeNvml()).driver_version() == "580.95.05"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        pynvml.NVML_ERROR_LIBRARY_NOT_FOUND,
+        pynvml.NVML_ERROR_DRIVER_NOT_LOADED,
+        pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
+    ],
+)
+def test_no_driver_is_no_gpu(code: int) -> None:
+    gpus = NvidiaGpus(FakeNvml(RTX_5090, init_error=code))
+    assert gpus.gpus() == ()
+    assert gpus.compute_capabilities() == ()
+    assert gpus.driver_version() is None
+
+
+@pytest.mark.parametrize("code", [pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, pynvml.NVML_ERROR_NO_PERMISSION])
+def test_a_driver_that_fails_is_said(code: int) -> None:
+    with pytest.raises(OutsideError, match="the NVIDIA driver does not answer") as caught:
+        NvidiaGpus(FakeNvml(init_error=code)).compute_capabilities()
+    assert caught.value.hint is not None
+    assert "nvidia-smi" in caught.value.hint
+
+
+def test_a_lost_gpu_is_said_and_nvml_closed() -> None:
+    nvml = FakeNvml(RTX_5090, lost=True)
+    with pytest.raises(OutsideError, match=r"(?i)lost"):
+        NvidiaGpus(nvml).gpus()
+    assert nvml.open == 0
+
+
+def test_the_bindings_have_what_the_adapter_calls() -> None:
+    for name in dir(FakeNvml):
+        if name.startswith(("nvml", "NVML")):
+            assert hasattr(pynvml, name), name
+
+
+def test_the_real_bindings_on_this_machine_agree_with_themselves() -> None:
+    gpus = NvidiaGpus()
+    found = gpus.gpus()
+    assert bool(found) <= (gpus.driver_version() is not None)
+    assert set(gpus.compute_capabilities()) == {gpu.compute_capability for gpu in found}
