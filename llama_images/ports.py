@@ -1,0 +1,244 @@
+"""What the workflows need from the outside world, and the values that cross the border.
+
+Each protocol has its adapter under ``llama_images.adapters``; only ``tasks.py`` makes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from llama_images.buildlog import BuildSummary
+    from llama_images.matrix import Source
+    from llama_images.patch_series import PatchSeries
+
+
+class Activity(Protocol):
+    """One running piece of work, shown with its elapsed time."""
+
+    def update(self, text: str) -> None:
+        """Say what the work is doing now; replaces the last text."""
+
+
+class Reporter(Protocol):
+    """Where progress goes. Data that was asked for goes to standard output, not here."""
+
+    def line(self, text: str) -> None: ...
+    def warn(self, text: str) -> None: ...
+    def activity(self, label: str) -> AbstractContextManager[Activity]:
+        """A context for long work: a live line on a terminal, plain lines elsewhere; prints the time it took."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finished:
+    """A program that has ended."""
+
+    argv: tuple[str, ...]
+    returncode: int
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def text(self) -> str:
+        """Standard output; what is not UTF-8 is replaced."""
+        return self.stdout.decode("utf-8", "replace")
+
+    @property
+    def error_text(self) -> str:
+        """Standard error; what is not UTF-8 is replaced."""
+        return self.stderr.decode("utf-8", "replace")
+
+
+class Programs(Protocol):
+    """Starts programs; the only way this package does."""
+
+    def find(self, name: str) -> tuple[Path, ...]:
+        """Every executable of that name on PATH, in order, links to one file counted once."""
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes | None = None,
+        timeout: float | None = None,
+        on_line: Callable[[str], None] | None = None,
+        log: Path | None = None,
+    ) -> Finished:
+        """Run to the end and return the result, whatever its exit code.
+
+        ``env`` is added to the environment. ``on_line`` gets each line of both streams as it comes; ``log`` gets
+        the same bytes. Raises OutsideError where the program is missing or outlives ``timeout`` seconds. On Ctrl-C
+        the program's process group is ended before KeyboardInterrupt goes on.
+        """
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckedOut:
+    """A source tree ready to be built."""
+
+    path: Path
+    commit: str
+    tree: str
+    """Tree hash of the pin, as verified."""
+    patched_tree: str
+    """Tree hash after the series; equal to ``tree`` without one."""
+
+
+class SourceTree(Protocol):
+    """The pinned source, verified, with a series applied or without."""
+
+    def checkout(self, source: Source, series: PatchSeries | None, *, repo: str | None = None) -> CheckedOut:
+        """Bring the tree into the cache and return where it lies.
+
+        ``repo`` is a clone or bare repository holding the commit, or a URL; without it the source's own
+        repository is asked. Raises OutsideError where it can't be reached or lacks the commit, CheckFailed where
+        the tree hash differs or a patch does not apply (named by patch, file and hunk).
+        """
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineInfo:
+    name: str
+    """"docker" or "podman"."""
+    version: str
+    client: str
+    """Path and version of the program that builds."""
+    builder: str
+    """What builds: "buildx", "BuildKit through the client" or "buildah"."""
+    cpus: int
+    memory_bytes: int
+    platform: str
+    """The engine's own platform, "linux/amd64"."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageInfo:
+    id: str
+    """Digest of the image's configuration, "sha256:…"."""
+    labels: Mapping[str, str]
+    environment: tuple[str, ...]
+    entrypoint: tuple[str, ...]
+    user: str
+    layers: tuple[str, ...]
+    """Digests of the uncompressed layers, lowest first."""
+    size_bytes: int
+    created: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layer:
+    """One layer of an image, as a registry would hold it."""
+
+    diff_id: str
+    size_bytes: int
+    """Uncompressed."""
+    compressed_bytes: int
+    """gzip at the engine's default level."""
+    created_by: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BuildRequest:
+    dockerfile: Path
+    context: Path
+    tag: str
+    platform: str
+    labels: Mapping[str, str] = field(default_factory=dict)
+    build_args: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, Path] = field(default_factory=dict)
+    """Identifier to file; shown to single steps and kept out of every layer."""
+    no_cache: bool = False
+    log: Path
+    """Everything the engine prints ends here."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunRequest:
+    image: str
+    arguments: tuple[str, ...] = ()
+    entrypoint: tuple[str, ...] | None = None
+    environment: Mapping[str, str] = field(default_factory=dict)
+    mounts: Mapping[Path, str] = field(default_factory=dict)
+    """Host path to container path, read-only."""
+    stdin: bytes | None = None
+    gpus: tuple[str, ...] = ()
+    network: bool = False
+    read_only: bool = True
+    drop_capabilities: bool = True
+    user: str | None = None
+    timeout: float = 600.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunResult:
+    exit_code: int
+    stdout: bytes
+    stderr: bytes
+    seconds: float
+
+
+class Engine(Protocol):
+    """A container engine: Docker, or podman with buildah."""
+
+    def info(self) -> EngineInfo:
+        """Raises OutsideError, with what to do, where no engine answers."""
+
+    def describe(self) -> str:
+        """One line: which client and builder were chosen, and why."""
+
+    def image(self, reference: str) -> ImageInfo | None: ...
+    def build(self, request: BuildRequest, on_progress: Callable[[str], None]) -> BuildSummary:
+        """Build and tag. ``on_progress`` gets short texts ("build 7/12, 241/459 files").
+
+        Raises OutsideError naming the failing step, its last lines and the log's path; a full disk and a dead
+        daemon have their own sentence. A failed or interrupted build leaves no tag behind.
+        """
+
+    def run(self, request: RunRequest) -> RunResult:
+        """Run a container to its end and remove it, also on Ctrl-C and time-out (OutsideError)."""
+
+    def tag(self, reference: str, new: str) -> None: ...
+    def remove_tag(self, reference: str) -> None: ...
+    def push(self, reference: str, on_progress: Callable[[str], None]) -> str:
+        """Push to the registry that the reference names and return the manifest's digest."""
+
+    def export_root(self, reference: str, archive: Path) -> None:
+        """Write the image's whole file system, without running it, as a tar archive."""
+
+    def layers(self, reference: str) -> tuple[Layer, ...]:
+        """Sizes of every layer, lowest first; empty ones left out."""
+
+
+class HeldImage(Protocol):
+    """What a registry holds under a name."""
+
+    @property
+    def digest(self) -> str: ...
+    @property
+    def compressed_bytes(self) -> int:
+        """Sum of the layers, as they are pulled."""
+
+
+class RegistryReader(Protocol):
+    """Questions to a registry."""
+
+    def manifest(self, repository: str, reference: str) -> HeldImage: ...
+
+
+class RegistryServer(Protocol):
+    """A registry of our own, running while its context is open."""
+
+    @property
+    def host(self) -> str:
+        """Host and port, as they stand in front of an image's name."""
+
+    @property
+    def url(self) -> str: ...
+    def __enter__(self) -> RegistryServer: ...
+    def __exit__(self, kind: Any, error: Any, trace: Any, /) -> None: ...

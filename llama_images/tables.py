@@ -1,0 +1,243 @@
+"""What the commands print: rows to aligned text and to JSON. Pure."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from llama_images.matrix import Matrix
+from llama_images.patch_series import PatchSeries
+from llama_images.plan import unpinned
+from llama_images.ports import Layer
+from llama_images.render import series_of
+from llama_images.selection import all_targets, local_reference
+
+if TYPE_CHECKING:
+    from llama_images.workflows.build import Built
+    from llama_images.workflows.demo import DemoLog, DemoResult
+    from llama_images.workflows.smoke import SmokeResult
+
+WIDTH = 100
+"""Columns that a table may take; the last column is wrapped to fit."""
+
+_MEBIBYTE = 1e6  # sizes are given in MB, as registries do
+
+
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], *, right: Sequence[int] = (), width: int = WIDTH
+) -> str:
+    """Aligned columns, two spaces apart; ``right`` names columns of numbers. The last column is wrapped."""
+    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
+    rest = max(20, width - sum(widths[:-1]) - 2 * (len(head) - 1))
+    lines: list[str] = []
+    for row in (
+        head,
+        ["-" * min(w, rest if i + 1 == len(widths) else w) for i, w in enumerate(widths)],
+        *rows,
+    ):
+        last = textwrap.wrap(row[-1], rest, break_long_words=False, break_on_hyphens=False) or [""]
+        cells = [
+            cell.rjust(widths[i]) if i in right and row is not head else cell.ljust(widths[i])
+            for i, cell in enumerate(row[:-1])
+        ]
+        if len(head) - 1 in right and row is not head:
+            last = [text.rjust(widths[-1]) for text in last]
+        lines.append("  ".join([*cells, last[0]]).rstrip())
+        indent = " " * (sum(widths[:-1]) + 2 * (len(head) - 1))
+        lines += [indent + text for text in last[1:]]
+    return "\n".join(lines)
+
+
+def matrix_rows(matrix: Matrix, series: Mapping[str, PatchSeries]) -> list[dict[str, Any]]:
+    """Every target as a JSON object."""
+    rows = []
+    for target in all_targets(matrix):
+        toolkit, own = target.toolkit, series_of(target, series)
+        rows.append(
+            {
+                "id": target.id,
+                "arch": target.architecture.name,
+                "family": target.architecture.family,
+                "serves": list(target.architecture.serves),
+                "flavor": target.flavor,
+                "base": target.base.name,
+                "platforms": list(target.architecture.platforms),
+                "sass": list(target.architecture.sass),
+                "ptx": list(target.architecture.ptx),
+                "toolkit": toolkit.version if toolkit else None,
+                "minimum_driver": toolkit.minimum_driver if toolkit else None,
+                "tag": local_reference(target),
+                "source": target.source.name,
+                "commit": target.source.commit,
+                "series_digest": own.digest if own is not None else None,
+                "unpinned": unpinned(target),
+            }
+        )
+    return rows
+
+
+def matrix_table(matrix: Matrix) -> str:
+    """One row an architecture: what makes it, where it runs, what it serves."""
+    bases: dict[str, list[str]] = {}
+    for target in all_targets(matrix):
+        names = bases.setdefault(target.architecture.name, [])
+        name = target.base.name + ("*" if unpinned(target) else "")
+        if name not in names:
+            names.append(name)
+    rows = []
+    for architecture in matrix.architectures.values():
+        toolkit = matrix.toolkits[architecture.toolkit] if architecture.toolkit else None
+        rows.append(
+            [
+                architecture.name,
+                " ".join(bases[architecture.name]),
+                " ".join(platform.removeprefix("linux/") for platform in architecture.platforms),
+                toolkit.version if toolkit else "-",
+                toolkit.minimum_driver if toolkit else "-",
+                ", ".join(architecture.serves),
+            ]
+        )
+    text = table(("arch", "bases", "platforms", "CUDA", "driver >=", "GPUs"), rows)
+    flavors = ", ".join(matrix.flavors)
+    default = f"{matrix.defaults.flavor} on {matrix.defaults.base}"
+    text += f"\n\nEach in the flavors {flavors}; {default} is the default."
+    if any(name.endswith("*") for names in bases.values() for name in names):
+        text += "\n* unpinned: an image below has no digest, so it can't be published (invoke pins.update)."
+    return text
+
+
+def patch_rows(series: Mapping[str, PatchSeries]) -> list[dict[str, Any]]:
+    """Every carried patch as a JSON object, in order."""
+    return [
+        {
+            "series": one.name,
+            "number": number,
+            "name": patch.name,
+            "subject": patch.subject,
+            "files": [change.path for change in patch.files],
+            "added": patch.added,
+            "removed": patch.removed,
+            "sha256": patch.sha256,
+        }
+        for one in series.values()
+        for number, patch in enumerate(one.patches, 1)
+    ]
+
+
+def patch_table(series: Mapping[str, PatchSeries]) -> str:
+    """Every carried patch, series by series."""
+    parts = []
+    for one in series.values():
+        rows = [
+            [
+                str(number),
+                f"+{p.added}",
+                f"-{p.removed}",
+                p.sha256[:12],
+                f"{p.subject} ({', '.join(f.path for f in p.files)})",
+            ]
+            for number, p in enumerate(one.patches, 1)
+        ]
+        parts.append(f"{one.name}: {len(rows)} patch(es), digest sha256:{one.digest}")
+        parts.append(table(("#", "+", "-", "sha256", "subject and files"), rows, right=(0, 1, 2)))
+    return "\n".join(parts)
+
+
+def build_table(results: Sequence[Built]) -> str:
+    """What became of each target."""
+    rows = []
+    for built in results:
+        summary = built.summary
+        ccache = summary.ccache if summary is not None else None
+        rows.append(
+            [
+                built.target.id,
+                built.status,
+                duration(summary.seconds) if summary is not None else "-",
+                f"{ccache.hits}/{ccache.total}" if ccache is not None else "-",
+                f"{built.image.size_bytes / _MEBIBYTE:.1f}",
+                built.reference,
+            ]
+        )
+    return table(("target", "status", "time", "ccache hits", "MB", "image"), rows, right=(2, 3, 4))
+
+
+def smoke_table(result: SmokeResult) -> str:
+    """Every check of one image."""
+    rows = [["ok" if check.passed else "FAIL", check.name, check.detail] for check in result.checks]
+    passed = sum(check.passed for check in result.checks)
+    return (
+        table((result.target.id, "check", "found"), rows)
+        + f"\n{result.reference}: {passed} of {len(rows)} checks passed"
+    )
+
+
+def layer_rows(sizes: Mapping[str, Sequence[Layer]]) -> dict[str, list[dict[str, Any]]]:
+    """Layers of each target as JSON objects."""
+    return {
+        name: [
+            {
+                "diff_id": layer.diff_id,
+                "bytes": layer.size_bytes,
+                "compressed_bytes": layer.compressed_bytes,
+                "created_by": layer.created_by,
+            }
+            for layer in layers
+        ]
+        for name, layers in sizes.items()
+    }
+
+
+def layer_table(sizes: Mapping[str, Sequence[Layer]]) -> str:
+    """Layers of each target with their sizes, and the sums."""
+    rows = []
+    for name, layers in sizes.items():
+        for number, layer in enumerate(layers, 1):
+            rows.append(
+                [
+                    name,
+                    str(number),
+                    f"{layer.size_bytes / _MEBIBYTE:.1f}",
+                    f"{layer.compressed_bytes / _MEBIBYTE:.1f}",
+                    f"{layer.diff_id.removeprefix('sha256:')[:12]} {layer.created_by}",
+                ]
+            )
+        rows.append(
+            [
+                name,
+                "all",
+                f"{sum(layer.size_bytes for layer in layers) / _MEBIBYTE:.1f}",
+                f"{sum(layer.compressed_bytes for layer in layers) / _MEBIBYTE:.1f}",
+                "",
+            ]
+        )
+    return table(("target", "layer", "MB", "gzip MB", "digest, made by"), rows, right=(1, 2, 3))
+
+
+def demo_table(log: DemoLog) -> str:
+    """What the demo did and how long each part took."""
+    rows = [[name, duration(seconds), text] for name, text, seconds in log.parts]
+    total = sum(seconds for _, _, seconds in log.parts)
+    return table(("step", "time", "result"), [*rows, ["all", duration(total), ""]], right=(1,))
+
+
+def demo_result(result: DemoResult) -> str:
+    """The generated text and the validator's lines."""
+    run = result.run
+    lines = ["text generated inside the container (random weights make random words):", ""]
+    lines += textwrap.wrap(
+        run.text.decode("utf-8", "replace"), WIDTH - 4, initial_indent="    ", subsequent_indent="    "
+    )
+    lines += ["", f"DG_SC_CHECK, a line for each of {run.steps} steps:"]
+    lines += [
+        f"    step {one.step}: got={one.got} maxabs={one.maxabs:g} sumabs={one.sumabs:g} "
+        f"nmiss={one.nmiss}/{one.denominator}"
+        for one in run.sc_checks
+    ]
+    return "\n".join(lines)
+
+
+def duration(seconds: float) -> str:
+    """``0.4 s``, ``12.3 s``, ``26:21`` (minutes and seconds)."""
+    return f"{seconds:.1f} s" if seconds < 100 else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

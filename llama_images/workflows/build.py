@@ -1,0 +1,229 @@
+"""From a plan to images."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from llama_images.buildlog import BuildSummary
+from llama_images.errors import OutsideError
+from llama_images.matrix import Base
+from llama_images.plan import Plan, input_digest
+from llama_images.ports import BuildRequest, CheckedOut, Engine, ImageInfo
+from llama_images.render import (
+    LABEL_PREFIX,
+    base_reference,
+    bootstrap_argv,
+    rootfs_name,
+    series_of,
+    source_folder,
+)
+from llama_images.selection import Target, local_reference
+from llama_images.workflows.workshop import Workshop
+
+INPUTS_LABEL = f"{LABEL_PREFIX}.inputs"
+"""Label with the digest of everything that went into an image; how a finished target is recognised."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Built:
+    """What became of one target."""
+
+    target: Target
+    reference: str
+    status: Literal["built", "up to date"]
+    image: ImageInfo
+    summary: BuildSummary | None
+    """None for a target that was up to date."""
+    log: Path | None
+
+
+def build_all(
+    shop: Workshop, engine: Engine, plan: Plan, *, repo: str | None, rebuild: bool = False
+) -> list[Built]:
+    """Do the plan's source, base and build steps; targets that are up to date are left as they are.
+
+    Raises OutsideError or CheckFailed at the first step that fails. What was finished before it stays, so a
+    second call goes on from there.
+    """
+    files = shop.rendered()
+    trees: dict[str, CheckedOut] = {}
+    bases: dict[str, ImageInfo] = {}
+    results: list[Built] = []
+    for step in plan.steps:
+        target = step.target
+        assert target is not None
+        if step.kind == "source":
+            with shop.reporter.activity(f"source {step.subject}"):
+                series = series_of(target, shop.series)
+                trees[step.subject] = shop.source_tree.checkout(target.source, series, repo=repo)
+        elif step.kind == "base":
+            bases[step.subject] = ensure_base(shop, engine, target.base, files=files)
+        elif step.kind == "build":
+            tree = trees[f"{target.source.name}-{target.flavor}"]
+            base = bases.get(base_reference(target.base))
+            results.append(
+                _build(shop, engine, target, tree, base, files, platform=plan.platform, rebuild=rebuild)
+            )
+    return results
+
+
+def ensure_base(
+    shop: Workshop, engine: Engine, base: Base, *, files: Mapping[str, str], rebuild: bool = False
+) -> ImageInfo:
+    """The base image of a bootstrap base, made where it is missing or its recipe has changed.
+
+    Raises OutsideError where the distribution's packages can't be had or the engine fails.
+    """
+    reference = base_reference(base)
+    dockerfile = files["images/base/Dockerfile"]
+    platform = engine.info().platform
+    digest = input_digest({"dockerfile": dockerfile, "bootstrap": bootstrap_argv(base, platform, ".")})
+    image = engine.image(reference)
+    if image is not None and image.labels.get(INPUTS_LABEL) == digest and not rebuild:
+        return image
+    context = shop.cache / "base" / str(base.suite)
+    context.mkdir(parents=True, exist_ok=True)
+    archive = context / rootfs_name(platform)
+    log = shop.log_path(f"base-{base.suite}")
+    try:
+        with shop.reporter.activity(f"base {base.suite}") as activity:
+            finished = shop.programs.run(
+                bootstrap_argv(base, platform, str(context)),
+                on_line=lambda line: activity.update(line.removeprefix("I: ")),
+                log=log,
+            )
+            if finished.returncode != 0:
+                raise OutsideError(
+                    f"mmdebstrap could not make the system of {base.suite} (exit {finished.returncode}): "
+                    f"{_last_line(finished.error_text)}",
+                    hint=f"the whole output is in {log}; does the distribution's mirror answer?",
+                )
+            (context / "Dockerfile").write_text(dockerfile, "utf-8")
+            engine.build(
+                BuildRequest(
+                    dockerfile=context / "Dockerfile",
+                    context=context,
+                    tag=reference,
+                    platform=platform,
+                    labels={INPUTS_LABEL: digest},
+                    log=log,
+                ),
+                activity.update,
+            )
+    finally:
+        archive.unlink(missing_ok=True)
+    return _built_image(engine, reference)
+
+
+def _build(
+    shop: Workshop,
+    engine: Engine,
+    target: Target,
+    tree: CheckedOut,
+    base: ImageInfo | None,
+    files: Mapping[str, str],
+    *,
+    platform: str,
+    rebuild: bool,
+) -> Built:
+    reference = local_reference(target)
+    dockerfile = files[f"images/{target.id}/Dockerfile"]
+    common = _common_files(shop, files)
+    digest = input_digest(
+        {
+            "dockerfile": dockerfile,
+            "common": {name: hashlib.sha256(data).hexdigest() for name, (data, _mode) in common.items()},
+            "source": tree.patched_tree,
+            "base": None if base is None else base.layers,
+            "platform": platform,
+        }
+    )
+    image = engine.image(reference)
+    if image is not None and image.labels.get(INPUTS_LABEL) == digest and not rebuild:
+        shop.reporter.line(f"{target.id}: up to date, {reference} was made from these very inputs")
+        return Built(
+            target=target, reference=reference, status="up to date", image=image, summary=None, log=None
+        )
+    log = shop.log_path(f"build-{target.id}")
+    context = shop.cache / "contexts" / target.id
+    try:
+        _stage_context(context, tree.path, source_folder(target.source, target.flavor), dockerfile, common)
+        with shop.reporter.activity(target.id) as activity:
+            summary = engine.build(
+                BuildRequest(
+                    dockerfile=context / "Dockerfile",
+                    context=context,
+                    tag=reference,
+                    platform=platform,
+                    labels={INPUTS_LABEL: digest},
+                    build_args=shop.proxies(),
+                    secrets=shop.secrets(),
+                    no_cache=False,
+                    log=log,
+                ),
+                activity.update,
+            )
+    finally:
+        shutil.rmtree(context, ignore_errors=True)
+    return Built(
+        target=target,
+        reference=reference,
+        status="built",
+        image=_built_image(engine, reference),
+        summary=summary,
+        log=log,
+    )
+
+
+def _common_files(shop: Workshop, files: Mapping[str, str]) -> dict[str, tuple[bytes, int]]:
+    """Content and mode of everything under images/common: scripts as they lie there, the rest anew."""
+    result = {}
+    for path in sorted((shop.root / "images" / "common").iterdir()):
+        if path.is_file():
+            result[path.name] = (path.read_bytes(), 0o755 if os.access(path, os.X_OK) else 0o644)
+    for name, text in files.items():
+        if name.startswith("images/common/"):
+            result[name.removeprefix("images/common/")] = (text.encode(), 0o644)
+    return result
+
+
+def _stage_context(
+    context: Path, tree: Path, folder: str, dockerfile: str, common: Mapping[str, tuple[bytes, int]]
+) -> None:
+    """Lay out a build context: the source by hard links, the scripts and the Dockerfile as files."""
+    shutil.rmtree(context, ignore_errors=True)
+    (context / "common").mkdir(parents=True)
+    for name, (data, mode) in common.items():
+        path = context / "common" / name
+        path.write_bytes(data)
+        path.chmod(mode)
+    shutil.copytree(tree, context / folder, copy_function=_link_or_copy, symlinks=True)
+    (context / "Dockerfile").write_text(dockerfile, "utf-8")
+
+
+def _link_or_copy(source: str, destination: str) -> None:
+    try:
+        os.link(source, destination)
+    except OSError:
+        shutil.copy2(source, destination)
+
+
+def _built_image(engine: Engine, reference: str) -> ImageInfo:
+    image = engine.image(reference)
+    if image is None:
+        raise OutsideError(
+            f"the engine says that it built {reference}, but it has no such image",
+            hint="this builder keeps its results to itself: use one of the docker driver",
+        )
+    return image
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "it printed nothing"
