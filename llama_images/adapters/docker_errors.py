@@ -1,0 +1,139 @@
+"""Docker's errors as sentences: what is wrong, and the command that mends it."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from typing import Final
+
+import docker.errors
+import requests.exceptions
+
+from llama_images.errors import OutsideError
+from llama_images.ports import RunRequest
+
+ANSWER_SECONDS: Final = 60
+"""How long the engine may take for one answer; removing or committing a large layer can be slow."""
+
+
+def connection_error(error: BaseException, address: str) -> OutsideError:
+    """The error for an engine that can't be reached: no socket, nobody listening, or no permission."""
+    where = f" at {address}"
+    causes = list(_causes(error))
+    text = " ".join(str(cause) for cause in causes)
+    if any(isinstance(cause, PermissionError) for cause in causes) or "Permission denied" in text:
+        return OutsideError(
+            f"you may not use the Docker Engine{where}: its socket refuses this user",
+            hint="Run `sudo usermod -aG docker $USER` and log in again, or use sudo.",
+        )
+    if any(isinstance(cause, FileNotFoundError) for cause in causes) or "No such file or directory" in text:
+        if shutil.which("dockerd") is None:
+            return OutsideError(
+                f"no Docker Engine runs{where}: there is no socket, and dockerd is not installed here",
+                hint="`./bootstrap` installs one; for an engine elsewhere set DOCKER_HOST.",
+            )
+        return OutsideError(
+            f"no Docker Engine runs{where}: there is no socket",
+            hint="Start it: `sudo systemctl start docker`, or `sudo dockerd` without systemd.",
+        )
+    if any(isinstance(cause, ConnectionRefusedError) for cause in causes) or "Connection refused" in text:
+        if not address.startswith("unix:"):
+            return OutsideError(
+                f"no Docker Engine answers{where}: nothing listens there",
+                hint="Start it on that machine, or correct the address (DOCKER_HOST, `docker context ls`).",
+            )
+        return OutsideError(
+            f"the Docker Engine{where} is dead: its address is there, but nothing listens",
+            hint="Start it anew: `sudo systemctl restart docker`, or `sudo dockerd` without systemd.",
+        )
+    if isinstance(error, requests.exceptions.Timeout) or "timed out" in text:
+        return OutsideError(
+            f"the Docker Engine{where} gave no answer in {ANSWER_SECONDS} seconds",
+            hint="See what it does (`journalctl -u docker`), then try again.",
+        )
+    return OutsideError(
+        f"the Docker Engine{where} can't be reached: {_one_line(str(error))}",
+        hint="See `docker version`; DOCKER_HOST and `docker context ls` say which engine is meant.",
+    )
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, and every other one inside of it: requests and urllib3 keep theirs among the arguments."""
+    waiting: list[BaseException] = [error]
+    seen: set[int] = set()
+    while waiting:
+        current = waiting.pop()
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        waiting += [
+            other
+            for other in (
+                current.__cause__,
+                current.__context__,
+                getattr(current, "reason", None),
+                *current.args,
+            )
+            if isinstance(other, BaseException)
+        ]
+
+
+@contextlib.contextmanager
+def image_must_exist(reference: str) -> Iterator[None]:
+    try:
+        yield
+    except docker.errors.ImageNotFound as error:
+        raise OutsideError(
+            f"the engine has no image {reference}", hint="Build it, or pull it, first."
+        ) from error
+
+
+def api_error(doing: str, error: docker.errors.APIError) -> OutsideError:
+    text = _one_line(str(error.explanation or error))
+    if "no space left on device" in text.lower():
+        return OutsideError(
+            f"the engine can't {doing}: its disk is full (no space left on device)",
+            hint="Free space where the engine keeps its images.",
+        )
+    return OutsideError(f"the engine can't {doing}: {text}")
+
+
+def start_error(request: RunRequest, error: docker.errors.APIError) -> OutsideError:
+    text = _one_line(str(error.explanation or error))
+    if "could not select device driver" in text or "nvidia-container" in text:
+        return OutsideError(
+            f"the engine can't give GPUs to {request.image}: {text}",
+            hint="Install the NVIDIA driver and nvidia-container-toolkit, then restart the engine.",
+        )
+    if "bind source path does not exist" in text:
+        return OutsideError(
+            f"the engine can't mount a path into {request.image}: {text}",
+            hint="The path must exist on the engine's own machine.",
+        )
+    return api_error(f"run {request.image}", error)
+
+
+def push_error(reference: str, text: str) -> OutsideError:
+    message = f"{reference} was not pushed: {_one_line(text)}"
+    lower = text.lower()
+    if "server gave http response" in lower:
+        return OutsideError(
+            message, hint="The registry speaks HTTP: name it as 127.0.0.1, or add it to insecure-registries."
+        )
+    if "denied" in lower or "unauthorized" in lower or "authentication required" in lower:
+        return OutsideError(message, hint="Log in with `docker login` as a user who may push there.")
+    if "connection refused" in lower or "no such host" in lower or "timeout" in lower:
+        return OutsideError(message, hint="Is the registry up, and its name right?")
+    return OutsideError(message)
+
+
+def too_long(request: RunRequest) -> OutsideError:
+    return OutsideError(
+        f"{request.image} did not end within {request.timeout:g} seconds; its container was removed"
+    )
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,56 @@
+"""Which container engine to use: the one that was named, or the first that answers."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from llama_images.adapters.docker import DockerEngine
+from llama_images.adapters.podman import PodmanEngine
+from llama_images.errors import OutsideError, UsageError
+from llama_images.ports import Engine, Programs, Reporter
+
+ENGINES: Final = ("docker", "podman")
+"""Names of the engines, in the order in which they are tried."""
+
+
+def choose_engine(
+    name: str | None, programs: Programs, reporter: Reporter, builder: str | None = None
+) -> Engine:
+    """The engine called ``name``, or the first that answers where there is no name.
+
+    ``builder`` is a buildx builder; only Docker has them. Raises UsageError for a name that is no engine's,
+    OutsideError, with what was tried, where none answers.
+    """
+    makers: Mapping[str, Callable[[], Engine]] = {
+        "docker": lambda: DockerEngine(programs, reporter, builder=builder),
+        "podman": lambda: PodmanEngine(programs, reporter),
+    }
+    if name is not None and name not in makers:
+        close = difflib.get_close_matches(name.lower(), ENGINES, n=1)
+        meant = f"Did you mean {close[0]!r}?" if close else f"It is one of {', '.join(ENGINES)}."
+        raise UsageError(f"{name!r} is not a container engine", hint=meant)
+    if builder is not None and name == "podman":
+        raise UsageError("podman has no builders", hint="Leave --builder out, or use docker with buildx.")
+    if name is not None:
+        engine = makers[name]()
+        engine.info()
+        return engine
+    tried: list[str] = []
+    hints: list[str] = []
+    for candidate in ENGINES:
+        if builder is not None and candidate != "docker":
+            continue
+        try:
+            engine = makers[candidate]()
+            engine.info()
+        except OutsideError as error:
+            tried.append(f"{candidate}: {error.message}")
+            hints += [error.hint] if error.hint else []
+        else:
+            return engine
+    raise OutsideError(
+        f"no container engine answers ({'; '.join(tried)})",
+        hint=" ".join(["`./bootstrap` installs one.", *hints[:1]]),
+    )
