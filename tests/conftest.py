@@ -76,6 +76,13 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object
         _guard.offences = None
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    if nextitem is None:
+        # The session ends within its last test; other folders' fixtures clean up here.
+        _guard.offences = None
+
+
 # --- what a test needs ----------------------------------------------------------------------------
 
 
@@ -144,7 +151,10 @@ NEEDS: dict[str, Callable[..., str | None]] = {
     "source": _missing_source,
     "gpu": _missing_gpu,
 }
-"""Marker to a function that says what is missing, or ``None``; it gets the marker's arguments."""
+"""Marker to a function that says what is missing, or ``None``; it gets the marker's arguments.
+
+``engine("podman")`` is about one engine by name. ``--require-engine`` asks for an engine, not for that one.
+"""
 
 FOLDERS = {"engine": "engine", "gpu": "gpu", "patches": "source"}
 """Folder to the need of every file in it, for files that skip as a whole."""
@@ -173,7 +183,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
             reason = missing(*marker.args)
             if reason is None:
                 continue
-            if _is_required(item.config, need):
+            if _is_required(item.config, need) and not marker.args:
                 pytest.fail(f"--require-{need}: {reason}", pytrace=False)
             item.user_properties.append((UNMET, need))
             pytest.skip(reason)
@@ -182,14 +192,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if _guard.offences and report.passed:
-        report.outcome = "failed"
-        report.longrepr = f"{_guard.offences[0]}, and the code under test hid the error"
+    if _guard.offences:
+        if report.passed:
+            report.outcome = "failed"
+            report.longrepr = f"{_guard.offences[0]}, and the code under test hid the error"
         _guard.offences.clear()
     if report.skipped and not hasattr(report, "wasxfail") and UNMET not in dict(report.user_properties):
         # The test skipped itself; under --require-… only a missing need of another kind, told above, may.
         for need in NEEDS:
-            if item.get_closest_marker(need) and _is_required(item.config, need):
+            if _is_required(item.config, need) and any(not mark.args for mark in item.iter_markers(need)):
                 report.outcome = "failed"
                 report.longrepr = f"--require-{need}: {_reason(report)}"
                 break
