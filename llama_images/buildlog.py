@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -15,6 +16,7 @@ LAST_LINES: Final = 15
 """How many lines of a failing step are kept for the error."""
 
 _KEPT: Final = 60
+_FIRST_ERROR_LINES: Final = 5
 _WIDTH: Final = 300
 
 _VERTEX = re.compile(r"#(\d+) (.*)")
@@ -45,6 +47,7 @@ _UNREACHABLE = re.compile(
     r"code = Unavailable|error during connect|unable to connect to podman",
     re.IGNORECASE,
 )
+_REPORTED = re.compile(r"CMake Error\b|\b(?:fatal )?error: |undefined reference to |^FAILED: ")
 _ERROR_START = re.compile(r"(?:ERROR|Error|error|failed to \w+|executor failed)\b")
 
 
@@ -134,6 +137,8 @@ class _Step:
     internal: bool = False
     detail: str = ""
     tail: deque[str] = field(default_factory=lambda: deque(maxlen=_KEPT))
+    first_error: list[str] = field(default_factory=list)
+    """The first line that reports an error and what follows it; other jobs may still print much."""
 
 
 class BuildLog:
@@ -199,7 +204,7 @@ class BuildLog:
         return Failure(
             step=_clip(step.name) if step else None,
             exit_code=self._exit_code,
-            last_lines=tuple(last_lines[-LAST_LINES:]),
+            last_lines=_excerpt(step.first_error if step else [], last_lines),
             reason=reason or (last_lines[-1] if last_lines else ""),
             disk_full=self._disk_full,
             killed=self._killed,
@@ -312,6 +317,9 @@ class BuildLog:
 
     def _text(self, step: _Step, text: str) -> None:
         step.tail.append(_clip(text))
+        wanted = step.first_error or _REPORTED.search(text)
+        if wanted and len(step.first_error) < _FIRST_ERROR_LINES:
+            step.first_error.append(_clip(text))
         self._current = step
         if ninja := _NINJA.match(text):
             step.detail = f"{ninja[1]}/{ninja[2]} files"
@@ -344,6 +352,15 @@ class BuildLog:
         # The command itself may hold such words: the engine's verdict comes last.
         if codes := _EXIT_CODE.findall(text):
             self._exit_code = int(codes[-1])
+
+
+def _excerpt(first_error: Sequence[str], last_lines: Sequence[str]) -> tuple[str, ...]:
+    """The last lines, headed by the first error where they no longer hold it."""
+    last = tuple(last_lines[-LAST_LINES:])
+    if not first_error or first_error[0] in last:
+        return last
+    shown = tuple(line for line in first_error if not _is_progress(line))
+    return (*shown, "…", *last[len(shown) + 1 :])
 
 
 def _buildkit_step(name: str) -> _Step:

@@ -336,3 +336,31 @@ def test_any_output_is_read(lines: list[str]) -> None:
     assert all(step.seconds >= 0 for step in done.steps)
     if done.ccache is not None:
         assert 0 <= done.ccache.rate <= 1
+
+
+def test_the_first_error_is_shown_however_much_follows_it() -> None:
+    """CMake goes on configuring after an error, and ninja ends the other jobs first."""
+    log = BuildLog()
+    log.feed("#9 [build 3/4] RUN compile")
+    log.feed("#9 1.0 CMake Error at ggml/CMakeLists.txt:3 (project):")
+    log.feed("#9 1.0   project could not find requested file:")
+    for number in range(200):
+        log.feed(f"#9 2.0 -- later line {number}")
+    log.feed("#9 ERROR: executor failed running [/bin/sh -c compile]: exit code: 1")
+    failure = log.failure()
+    assert failure.last_lines[0] == "CMake Error at ggml/CMakeLists.txt:3 (project):"
+    assert failure.last_lines[1].strip() == "project could not find requested file:"
+    assert failure.last_lines[-1] == "-- later line 199"
+    assert len(failure.last_lines) <= 15
+
+
+def test_an_error_among_the_last_lines_is_shown_once() -> None:
+    log = BuildLog()
+    log.feed("#9 [build 3/4] RUN compile")
+    log.feed("#9 1.0 a.cpp:1:1: error: expected something")
+    log.feed("#9 1.0 ninja: build stopped: subcommand failed.")
+    log.feed("#9 ERROR: executor failed running [/bin/sh -c compile]: exit code: 1")
+    assert log.failure().last_lines == (
+        "a.cpp:1:1: error: expected something",
+        "ninja: build stopped: subcommand failed.",
+    )
