@@ -1,0 +1,168 @@
+"""The carried patches on the commit that the matrix pins."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import platformdirs
+import pytest
+
+from llama_images.adapters.git import GitSourceTree
+from llama_images.adapters.patch_files import load_series
+from llama_images.adapters.process import SystemPrograms
+from llama_images.errors import CheckFailed
+from llama_images.matrix import Source, load_matrix
+from llama_images.patch_series import PatchSeries, make_series
+from llama_images.ports import Activity, CheckedOut
+
+ROOT = Path(__file__).resolve().parents[2]
+MATRIX = load_matrix(ROOT / "matrix.yaml")
+
+pytestmark = [pytest.mark.source, pytest.mark.parametrize("name", sorted(MATRIX.sources), scope="module")]
+
+
+class Warnings:
+    """A reporter that remembers what it was warned of."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def line(self, text: str) -> None:
+        assert "\n" not in text
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+    @contextlib.contextmanager
+    def activity(self, label: str) -> Iterator[Activity]:
+        self.line(label)
+        yield _Silent()
+
+
+class _Silent:
+    def update(self, text: str) -> None:
+        assert "\n" not in text
+
+
+@pytest.fixture(scope="module")
+def source(name: str) -> Source:
+    return MATRIX.sources[name]
+
+
+@pytest.fixture(scope="module")
+def repo(source: Source) -> str | None:
+    """Where the commit is near: the given clone, else the mirror of an earlier build, else upstream."""
+    mirror = platformdirs.user_cache_path("llama-images") / "source" / f"{source.name}.git"
+    return os.environ.get("LLAMA_CPP_REPO") or (str(mirror) if mirror.is_dir() else None)
+
+
+@pytest.fixture(scope="module")
+def cache(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp(source.name)
+
+
+@pytest.fixture(scope="module")
+def reporter(source: Source) -> Warnings:
+    return Warnings()
+
+
+@pytest.fixture(scope="module")
+def tree(cache: Path, reporter: Warnings) -> GitSourceTree:
+    return GitSourceTree(SystemPrograms(), cache, reporter, ROOT / "patches")
+
+
+@pytest.fixture(scope="module")
+def series(source: Source) -> PatchSeries:
+    return load_series(ROOT / "patches" / source.series)
+
+
+@pytest.fixture(scope="module")
+def stock(tree: GitSourceTree, source: Source, repo: str | None) -> CheckedOut:
+    return tree.checkout(source, None, repo=repo)
+
+
+@pytest.fixture(scope="module")
+def patched(tree: GitSourceTree, source: Source, series: PatchSeries, repo: str | None) -> CheckedOut:
+    return tree.checkout(source, series, repo=repo)
+
+
+def contents(path: Path) -> dict[str, tuple[int, bytes]]:
+    return {
+        str(each.relative_to(path)): (each.stat().st_mode, each.read_bytes())
+        for each in path.rglob("*")
+        if each.is_file()
+    }
+
+
+def test_the_tree_is_the_pinned_one_without_models_tests_and_web_interface(
+    stock: CheckedOut, source: Source
+) -> None:
+    assert stock.tree == stock.patched_tree == source.tree
+    assert (stock.path / "CMakeLists.txt").is_file()
+    assert (stock.path / "examples/diffusion/diffusion-cli.cpp").is_file()
+    tops = {each.name for each in stock.path.iterdir()}
+    assert tops == {path.split("/")[0] for path in source.paths}
+    assert sorted(each.name for each in (stock.path / "tools").iterdir()) == ["CMakeLists.txt"]
+
+
+def test_the_series_applies_where_it_says(patched: CheckedOut, stock: CheckedOut, reporter: Warnings) -> None:
+    assert patched.patched_tree != stock.patched_tree
+    assert patched.tree == stock.tree
+    assert reporter.warnings == []  # no hunk is even a line off
+
+
+def test_stock_and_patched_differ_in_the_files_that_the_series_names(
+    stock: CheckedOut, patched: CheckedOut, series: PatchSeries
+) -> None:
+    before, after = contents(stock.path), contents(patched.path)
+    differing = {path for path in before.keys() | after.keys() if before.get(path) != after.get(path)}
+    assert sorted(differing) == list(series.files)
+
+
+def test_a_second_run_takes_no_time(
+    tree: GitSourceTree, patched: CheckedOut, source: Source, series: PatchSeries
+) -> None:
+    start = time.monotonic()
+    assert tree.checkout(source, series) == patched
+    assert time.monotonic() - start < 1
+
+
+def test_a_patch_broken_in_its_last_hunk_is_named(
+    tree: GitSourceTree, source: Source, series: PatchSeries, repo: str | None
+) -> None:
+    last = series.patches[-1]
+    change = last.files[-1]
+    lines = last.text.split("\n")
+    first_context = next(
+        at
+        for at in range(change.hunks[-1].line, len(lines))
+        if lines[at].startswith(" ") and lines[at].strip()
+    )
+    lines[first_context] += " // no such line"
+    broken = make_series(
+        series.name,
+        [(patch.name, patch.text) for patch in series.patches[:-1]] + [(last.name, "\n".join(lines))],
+    )
+    with pytest.raises(CheckFailed) as caught:
+        tree.checkout(source, broken, repo=repo)
+    assert f"patches/{series.name}/{last.name} does not apply" in caught.value.message
+    count = len(change.hunks)
+    assert f": {change.path}, hunk {count} of {count} ({change.hunks[-1].header})" in caught.value.message
+
+
+def test_a_damaged_file_is_mended_from_the_mirror_alone(
+    tree: GitSourceTree, patched: CheckedOut, source: Source, series: PatchSeries
+) -> None:
+    target = patched.path / series.files[0]
+    before, times = target.read_bytes(), target.stat()
+    target.write_bytes(before[:-2] + b"?\n")
+    os.utime(target, ns=(times.st_atime_ns, times.st_mtime_ns))
+    shutil.rmtree(patched.path / "licenses")
+    assert tree.checkout(source, series) == patched
+    assert target.read_bytes() == before
+    assert (patched.path / "licenses").is_dir()
