@@ -1,0 +1,394 @@
+"""Invoke's tasks: strings in, exit codes out. Everything else is in ``llama_images``.
+
+Exit codes: 0 done; 1 a check failed; 2 wrong use or a bad file; 3 an outside system (engine, git, registry)
+failed.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import platform as machine
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from json import dumps
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from invoke.collection import Collection
+from invoke.context import Context
+from invoke.tasks import task
+
+from llama_images import tables
+from llama_images.adapters.engines import choose_engine
+from llama_images.adapters.git import GitSourceTree
+from llama_images.adapters.gpus import NvidiaGpus
+from llama_images.adapters.patch_files import load_series
+from llama_images.adapters.process import SystemPrograms
+from llama_images.adapters.registry import LocalRegistry, RegistryClient
+from llama_images.adapters.reporter import ConsoleReporter
+from llama_images.adapters.upstreams import PublicUpstreams
+from llama_images.errors import CheckFailed, LlamaImagesError, UsageError
+from llama_images.matrix import load_matrix
+from llama_images.plan import Plan, choose, make_plan
+from llama_images.ports import Engine
+from llama_images.render import drift, drifted_paths, series_of
+from llama_images.selection import local_reference, make_target
+from llama_images.synthetic import write_model
+from llama_images.workflows.build import build_all, ensure_base
+from llama_images.workflows.checks import run_checks
+from llama_images.workflows.demo import DemoLog
+from llama_images.workflows.demo import demo as run_demo
+from llama_images.workflows.pins import update_pins
+from llama_images.workflows.smoke import smoke as run_smoke
+from llama_images.workflows.workshop import Workshop, write_or_remove
+
+ROOT = Path(__file__).resolve().parent
+REPO_VARIABLE = "LLAMA_CPP_REPO"
+CACHE_VARIABLE = "LLAMA_IMAGES_CACHE"
+
+
+def cache_folder() -> Path:
+    """The user's cache of this project; safe to delete."""
+    return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("llama-images"))
+
+
+def _command(body: Callable[..., None]) -> Callable[..., None]:
+    """Known errors become a line, a hint and an exit code; a defect becomes a line and a file."""
+
+    @functools.wraps(body)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            body(*args, **kwargs)
+        except LlamaImagesError as error:
+            print(f"error: {error.message}", file=sys.stderr)
+            if error.hint:
+                print(f"hint: {error.hint}", file=sys.stderr)
+            raise SystemExit(error.exit_code) from None
+        except KeyboardInterrupt:
+            print("interrupted; what was finished stays, run the same command to go on", file=sys.stderr)
+            raise SystemExit(130) from None
+        except BrokenPipeError:
+            # The reader of our output has gone (`invoke matrix | head`): nothing is left to say.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(0) from None
+        except Exception as error:
+            report = cache_folder() / "logs" / "defect.txt"
+            report.parent.mkdir(parents=True, exist_ok=True)
+            report.write_text(traceback.format_exc(), "utf-8")
+            print(f"error: a defect in this project: {error!r}", file=sys.stderr)
+            print(f"hint: please report it, with {report}", file=sys.stderr)
+            raise SystemExit(1) from None
+
+    return wrapped
+
+
+def _workshop(matrix_file: str | None = None) -> Workshop:
+    programs = SystemPrograms()
+    reporter = ConsoleReporter()
+    matrix = load_matrix(Path(matrix_file) if matrix_file else ROOT / "matrix.yaml")
+    patches = ROOT / "patches"
+    return Workshop(
+        root=ROOT,
+        cache=cache_folder(),
+        environment=os.environ,
+        matrix=matrix,
+        series={source.series: load_series(patches / source.series) for source in matrix.sources.values()},
+        programs=programs,
+        reporter=reporter,
+        source_tree=GitSourceTree(
+            programs=programs, cache=cache_folder(), reporter=reporter, patches=patches
+        ),
+    )
+
+
+def _engine(shop: Workshop, name: str | None, builder: str | None = None) -> Engine:
+    engine = choose_engine(name, shop.programs, shop.reporter, builder=builder)
+    shop.reporter.line(engine.describe())
+    return engine
+
+
+def _repo(repo: str | None) -> str | None:
+    return repo or os.environ.get(REPO_VARIABLE) or None
+
+
+def _host_platform() -> str:
+    names = {"x86_64": "linux/amd64", "aarch64": "linux/arm64", "arm64": "linux/arm64"}
+    return names.get(machine.machine(), f"linux/{machine.machine()}")
+
+
+def _native() -> Sequence[str]:
+    return NvidiaGpus().compute_capabilities()
+
+
+def _plan_for(
+    shop: Workshop, words: Sequence[str], flavors: Sequence[str], base: str | None, platform: str
+) -> Plan:
+    if not words:
+        raise UsageError("no --arch given", hint="name one, as in --arch 120; `invoke matrix` lists them all")
+    selection = choose(shop.matrix, words, flavors=flavors, base=base, platform=platform, native=_native)
+    plan = make_plan(selection, series=shop.series, platform=platform)
+    for reason in plan.left_out:
+        shop.reporter.warn(f"left out: {reason}")
+    return plan
+
+
+_SELECT_HELP = {
+    "arch": "120, sm_120, 12.0, cpu, portable, native, all, or a family such as ada; repeatable",
+    "flavor": "patched (the default) or stock; repeatable",
+    "base": "debian (the default) or nvidia",
+}
+_ENGINE_HELP = {"engine": "docker or podman; the first that answers by default"}
+_JSON_HELP = {"json": "print JSON on standard output and nothing else there"}
+
+
+@task(name="matrix", help={**_JSON_HELP, "file": "another matrix file"})
+@_command
+def matrix_task(c: Context, json: bool = False, file: str = "") -> None:
+    """Every target: GPUs it serves, toolkit, platforms, base, tag, minimum driver."""
+    shop = _workshop(file)
+    if json:
+        print(dumps(tables.matrix_rows(shop.matrix, shop.series), indent=2))
+    else:
+        print(tables.matrix_table(shop.matrix))
+
+
+@task(iterable=["arch", "flavor"], help={**_SELECT_HELP, **_JSON_HELP})
+@_command
+def plan(c: Context, arch: list[str], flavor: list[str], base: str = "", json: bool = False) -> None:
+    """What a build would do, doing none of it."""
+    shop = _workshop()
+    made = _plan_for(shop, arch, flavor, base or None, _host_platform())
+    if json:
+        print(dumps(made.as_json(), indent=2))
+        return
+    for number, step in enumerate(made.steps, 1):
+        print(f"{number:3}  {step.kind:6}  {step.text}")
+
+
+@task(help={"check": "write nothing; exit 1 and show the difference where there is one"})
+@_command
+def render(c: Context, check: bool = False) -> None:
+    """Write images/, docker-bake.json, the schema and the README's table from the matrix."""
+    shop = _workshop()
+    rendered = shop.rendered()
+    present = shop.present(rendered)
+    stale = list(drifted_paths(rendered, present))
+    if check:
+        if stale:
+            print(drift(rendered, present), end="")
+            raise CheckFailed(
+                f"{len(stale)} file(s) differ from what the matrix and templates say: {', '.join(stale[:4])}"
+                + (" …" if len(stale) > 4 else ""),
+                hint="run invoke render and commit the result",
+            )
+        shop.reporter.line(f"{len(rendered)} rendered files are as they should be")
+        return
+    for path in stale:
+        write_or_remove(ROOT / path, rendered.get(path))
+    shop.reporter.line(
+        f"{len(stale)} of {len(rendered)} files changed" if stale else f"{len(rendered)} files, no change"
+    )
+
+
+@task(
+    help={
+        "repo": "a clone or bare repository that holds the pinned commit, or a URL",
+        "flavor": _SELECT_HELP["flavor"],
+    }
+)
+@_command
+def source(c: Context, repo: str = "", flavor: str = "patched") -> None:
+    """Bring the pinned source, verified and patched, into the cache; print where it lies."""
+    shop = _workshop()
+    target = make_target(shop.matrix, "cpu", flavor=flavor)
+    tree = shop.source_tree.checkout(target.source, series_of(target, shop.series), repo=_repo(repo))
+    shop.reporter.line(
+        f"commit {tree.commit}, tree {tree.tree} as pinned; with the series {tree.patched_tree}"
+    )
+    print(tree.path)
+
+
+@task(name="list", help=_JSON_HELP)
+@_command
+def patches_list(c: Context, json: bool = False) -> None:
+    """The carried patches: order, subject, files, lines added and removed, sha256."""
+    shop = _workshop()
+    rows = tables.patch_rows(shop.series)
+    if json:
+        print(dumps(rows, indent=2))
+    else:
+        print(tables.patch_table(shop.series))
+
+
+@task(
+    name="update",
+    iterable=["only"],
+    help={
+        "only": "images, wheels or source; repeatable, all three by default",
+        "dry_run": "show what would change, write nothing",
+    },
+)
+@_command
+def pins_update(c: Context, only: list[str], dry_run: bool = False) -> None:
+    """Write the newest fitting digests and wheel versions into the matrix; say if the pull request moved."""
+    upstreams = PublicUpstreams(SystemPrograms(), cache_folder(), os.environ)
+    update_pins(ROOT / "matrix.yaml", upstreams, ConsoleReporter(), only=only, dry_run=dry_run)
+
+
+@task(help={**_ENGINE_HELP, "rebuild": "make it anew, with today's packages"})
+@_command
+def base(c: Context, engine: str = "", rebuild: bool = False) -> None:
+    """Make the base image of the debian base from the distribution's packages."""
+    shop = _workshop()
+    chosen = _engine(shop, engine or None)
+    for one in shop.matrix.bases.values():
+        if one.kind == "bootstrap":
+            image = ensure_base(shop, chosen, one, files=shop.rendered(), rebuild=rebuild)
+            shop.reporter.line(f"base {one.name}: {image.id[:19]}, {image.size_bytes / 1e6:.0f} MB")
+
+
+@task(
+    iterable=["arch", "flavor"],
+    help={
+        **_SELECT_HELP,
+        **_ENGINE_HELP,
+        "repo": f"a clone that holds the pinned commit; {REPO_VARIABLE} gives the same",
+        "builder": "name of a buildx builder",
+        "rebuild": "build also what is up to date",
+        "smoke": "test each image without a GPU when it is built (on by default)",
+    },
+)
+@_command
+def build(
+    c: Context,
+    arch: list[str],
+    flavor: list[str],
+    base: str = "",
+    repo: str = "",
+    engine: str = "",
+    builder: str = "",
+    rebuild: bool = False,
+    smoke: bool = True,
+) -> None:
+    """Build images: parse the matrix, plan, render, check out and patch, build, test without a GPU."""
+    shop = _workshop()
+    chosen = _engine(shop, engine or None, builder or None)
+    made = _plan_for(shop, arch, flavor, base or None, chosen.info().platform)
+    for path in drifted_paths(files := shop.rendered(), shop.present(files)):
+        shop.reporter.warn(
+            f"{path} is not what the matrix says; this build goes by the matrix (run invoke render)"
+        )
+    results = build_all(shop, chosen, made, repo=_repo(repo), rebuild=rebuild)
+    shop.reporter.line(tables.build_table(results))
+    if smoke:
+        _smoke_all(shop, chosen, made)
+
+
+@task(iterable=["arch", "flavor"], name="smoke", help={**_SELECT_HELP, **_ENGINE_HELP})
+@_command
+def smoke_task(c: Context, arch: list[str], flavor: list[str], base: str = "", engine: str = "") -> None:
+    """Test built images without a GPU: contents, libraries, start, a generation with the tiny model."""
+    shop = _workshop()
+    chosen = _engine(shop, engine or None)
+    _smoke_all(shop, chosen, _plan_for(shop, arch, flavor, base or None, chosen.info().platform))
+
+
+def _smoke_all(shop: Workshop, engine: Engine, made: Plan) -> None:
+    model = _tiny_model(shop)
+    failed = []
+    for target in made.targets:
+        result = run_smoke(shop, engine, target, model)
+        shop.reporter.line(tables.smoke_table(result))
+        failed += [] if result.passed else [target.id]
+    if failed:
+        raise CheckFailed(
+            f"smoke test failed: {', '.join(failed)}", hint="the lines marked FAIL above say what"
+        )
+
+
+@task(iterable=["arch", "flavor"], help={**_SELECT_HELP, **_ENGINE_HELP, **_JSON_HELP})
+@_command
+def layers(
+    c: Context, arch: list[str], flavor: list[str], base: str = "", engine: str = "", json: bool = False
+) -> None:
+    """Sizes of built images by layer, uncompressed and as a registry would hold them."""
+    shop = _workshop()
+    chosen = _engine(shop, engine or None)
+    made = _plan_for(shop, arch, flavor, base or None, chosen.info().platform)
+    sizes = {target.id: chosen.layers(local_reference(target)) for target in made.targets}
+    if json:
+        print(dumps(tables.layer_rows(sizes), indent=2))
+    else:
+        print(tables.layer_table(sizes))
+
+
+@task(
+    positional=["out"],
+    help={"size": "tiny (28 MB) or full (15.4 GB)", "out": "the file to write", "seed": "of the weights"},
+)
+@_command
+def synthetic(c: Context, out: str, size: str = "tiny", seed: int = 1) -> None:
+    """Write a synthetic model of DiffusionGemma's architecture: random weights, byte-identical everywhere."""
+    if size not in ("tiny", "full"):
+        raise UsageError(f"--size {size}: there is no such size", hint="tiny or full")
+    reporter = ConsoleReporter()
+    with reporter.activity(f"model {size}") as activity:
+        info = write_model(
+            "tiny" if size == "tiny" else "full",
+            Path(out),
+            seed=seed,
+            on_progress=lambda done, total: activity.update(f"{done / 1e6:.0f} of {total / 1e6:.0f} MB"),
+        )
+    reporter.line(f"{info.path}: {info.bytes} bytes, sha256 {info.sha256}")
+
+
+def _tiny_model(shop: Workshop) -> Path:
+    folder = shop.cache / "models"
+    folder.mkdir(parents=True, exist_ok=True)
+    return write_model("tiny", folder / "tiny.gguf", on_progress=None).path
+
+
+@task(help={**_ENGINE_HELP, "repo": f"a clone that holds the pinned commit; {REPO_VARIABLE} gives the same"})
+@_command
+def demo(c: Context, repo: str = "", engine: str = "") -> None:
+    """The whole chain on this machine without a GPU: build, run, judge, push to a registry."""
+    shop = _workshop()
+    chosen = _engine(shop, engine or None)
+    log = DemoLog()
+    try:
+        result = run_demo(
+            shop,
+            chosen,
+            log,
+            repo=_repo(repo),
+            model=lambda: _tiny_model(shop),
+            registry=LocalRegistry(SystemPrograms(), shop.cache / "registry"),
+            reader=RegistryClient,
+        )
+    finally:
+        shop.reporter.line(tables.demo_table(log))
+    shop.reporter.line(tables.demo_result(result))
+
+
+@task(help={"fix": "let ruff mend what it can"})
+@_command
+def check(c: Context, fix: bool = False) -> None:
+    """Lint, types, the import contracts, drift, and every test that this machine can run."""
+    shop = _workshop()
+    failed = run_checks(shop, Path(sys.executable).parent, fix=fix)
+    if failed:
+        raise CheckFailed(f"failed: {', '.join(failed)}")
+
+
+def _namespace() -> Collection:
+    top = Collection(matrix_task, plan, render, source, base, build, smoke_task, layers, demo, check)
+    top.add_collection(Collection("patches", patches_list))
+    top.add_collection(Collection("model", synthetic))
+    top.add_collection(Collection("pins", pins_update))
+    return top
+
+
+ns = _namespace()

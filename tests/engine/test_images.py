@@ -1,0 +1,161 @@
+"""The build workflow on a real engine with the real source: images made, looked into, run and compared."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from llama_images.adapters.engines import choose_engine
+from llama_images.adapters.git import GitSourceTree
+from llama_images.adapters.patch_files import load_series
+from llama_images.adapters.process import SystemPrograms
+from llama_images.adapters.reporter import ConsoleReporter
+from llama_images.errors import CheckFailed
+from llama_images.matrix import load_matrix
+from llama_images.plan import choose, make_plan
+from llama_images.ports import Engine
+from llama_images.synthetic import write_model
+from llama_images.workflows.build import Built, build_all
+from llama_images.workflows.smoke import smoke
+from llama_images.workflows.workshop import Workshop
+
+pytestmark = [pytest.mark.engine, pytest.mark.source]
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def shop() -> Workshop:
+    """A workshop on the user's own cache, so that a compiled tree is compiled once."""
+    import tasks
+
+    programs, reporter = SystemPrograms(), ConsoleReporter(io.StringIO(), plain=True)
+    matrix = load_matrix(ROOT / "matrix.yaml")
+    cache = tasks.cache_folder()
+    return Workshop(
+        root=ROOT,
+        cache=cache,
+        environment=os.environ,
+        matrix=matrix,
+        series={s.series: load_series(ROOT / "patches" / s.series) for s in matrix.sources.values()},
+        programs=programs,
+        reporter=reporter,
+        source_tree=GitSourceTree(
+            programs=programs, cache=cache, reporter=reporter, patches=ROOT / "patches"
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def engine(shop: Workshop) -> Engine:
+    return choose_engine(None, shop.programs, shop.reporter)
+
+
+@pytest.fixture(scope="module")
+def built(shop: Workshop, engine: Engine) -> dict[str, Built]:
+    """Both flavors of the CPU image, made or found up to date."""
+    platform = engine.info().platform
+    selection = choose(shop.matrix, ["cpu"], flavors=["patched", "stock"], platform=platform, native=tuple)
+    plan = make_plan(selection, series=shop.series, platform=platform)
+    results = build_all(shop, engine, plan, repo=os.environ.get("LLAMA_CPP_REPO"))
+    return {result.target.flavor: result for result in results}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "tiny.gguf"
+    path.parent.chmod(0o755)
+    return write_model("tiny", path, on_progress=None).path
+
+
+def root_files(engine: Engine, reference: str, folder: Path) -> dict[str, str]:
+    """Path to digest of every regular file in an image."""
+    archive = folder / "root.tar"
+    engine.export_root(reference, archive)
+    with tarfile.open(archive) as tar:
+        return {
+            member.name: hashlib.sha256(data.read()).hexdigest()
+            for member in tar
+            if member.isfile() and (data := tar.extractfile(member)) is not None
+        }
+
+
+def test_a_finished_target_with_the_same_inputs_is_not_built_again(
+    shop: Workshop, engine: Engine, built: dict[str, Built]
+) -> None:
+    platform = engine.info().platform
+    selection = choose(shop.matrix, ["cpu"], platform=platform, native=tuple)
+    plan = make_plan(selection, series=shop.series, platform=platform)
+    (again,) = build_all(shop, engine, plan, repo=None)
+    assert again.status == "up to date"
+    assert again.image.id == built["patched"].image.id
+
+
+@pytest.mark.parametrize("flavor", ["patched", "stock"])
+def test_the_image_passes_its_smoke_test(
+    shop: Workshop, engine: Engine, built: dict[str, Built], model: Path, flavor: str
+) -> None:
+    result = smoke(shop, engine, built[flavor].target, model)
+    assert [check for check in result.checks if not check.passed] == []
+    assert result.run is not None
+    assert len(result.run.sc_checks) == result.run.steps > 0
+
+
+def test_a_smoke_test_finds_what_is_wrong(
+    shop: Workshop, engine: Engine, built: dict[str, Built], model: Path
+) -> None:
+    """The stock image under the patched one's name: labels, version and program are not the patched ones."""
+    patched, stock = built["patched"], built["stock"]
+    engine.tag(patched.reference, f"{patched.reference}-kept")
+    try:
+        engine.tag(stock.reference, patched.reference)
+        result = smoke(shop, engine, patched.target, model)
+    finally:
+        engine.tag(f"{patched.reference}-kept", patched.reference)
+        engine.remove_tag(f"{patched.reference}-kept")
+    assert {"labels", "--version without a driver"} <= {c.name for c in result.checks if not c.passed}
+
+
+def test_an_image_that_was_never_built_is_named(shop: Workshop, engine: Engine, model: Path) -> None:
+    platform = engine.info().platform
+    (target,) = choose(shop.matrix, ["75"], flavors=["stock"], platform=platform, native=tuple).targets
+    if engine.image("llama-diffusion:sm75-stock") is not None:
+        pytest.skip("somebody built sm75-stock on this engine")
+    with pytest.raises(CheckFailed, match="there is no image llama-diffusion:sm75-stock"):
+        smoke(shop, engine, target, model)
+
+
+def test_stock_and_patched_differ_only_where_they_should(
+    shop: Workshop, engine: Engine, built: dict[str, Built], tmp_path: Path
+) -> None:
+    patched = root_files(engine, built["patched"].reference, tmp_path)
+    stock = root_files(engine, built["stock"].reference, tmp_path)
+    assert set(patched) == set(stock)
+    different = {path for path in patched if patched[path] != stock[path]}
+    # The program, and the libraries that hold what the series touches or that name the commit.
+    assert "app/llama-diffusion-cli" in different or any("libllama-common" in path for path in different)
+    allowed = {"app/llama-diffusion-cli"} | {p for p in patched if p.startswith("app/lib")}
+    assert different <= allowed
+    assert not {path for path in different if "libggml-cpu" in path}
+    one, other = built["patched"].image, built["stock"].image
+    assert one.layers[:-1] == other.layers[:-1], "the system layer must not move when a patch does"
+    assert one.layers[-1] != other.layers[-1]
+    assert one.entrypoint == other.entrypoint
+    assert one.environment == other.environment
+
+
+def test_no_layer_holds_the_ca_bundle_or_a_proxy(
+    engine: Engine, built: dict[str, Built], tmp_path: Path
+) -> None:
+    files = root_files(engine, built["patched"].reference, tmp_path)
+    assert not [path for path in files if path.startswith(("run/secrets", "etc/ssl", "usr/local/share/ca"))]
+    with tarfile.open(tmp_path / "root.tar") as tar:
+        for member in tar:
+            if member.isfile() and (data := tar.extractfile(member)) is not None:
+                assert b"BEGIN CERTIFICATE" not in data.read(), member.name
+    assert not [line for line in built["patched"].image.environment if "proxy" in line.lower()]
