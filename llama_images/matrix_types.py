@@ -100,6 +100,11 @@ class Base(_Row):
         description="packages that the build stage adds",
         json_schema_extra={"uniqueItems": True},
     )
+    toolkit_packages: Annotated[tuple[Package, ...], AfterValidator(unique)] = Field(
+        default=(),
+        description="packages that unpacking a toolkit's wheels needs besides",
+        json_schema_extra={"uniqueItems": True},
+    )
 
 
 class Wheels(_Row):

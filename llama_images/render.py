@@ -176,6 +176,17 @@ def labels(target: Target, series: PatchSeries | None) -> dict[str, str]:
     return {key: safe(value, f"label {key}") for key, value in result.items() if value}
 
 
+def _install(packages: Sequence[str]) -> _Trusted:
+    """Install packages of the distribution; what apt prints is shown only where it fails."""
+    names = " ".join(safe(package, "a package's name") for package in packages)
+    return _Trusted(
+        "RUN { apt-get update -qq && apt-get install -y -qq --no-install-recommends \\\n"
+        f"        {names}; }} > /tmp/install.log 2>&1 \\\n"
+        "    || { tail -n 20 /tmp/install.log; exit 1; }; \\\n"
+        "    rm -rf /tmp/install.log /var/lib/apt/lists/*"
+    )
+
+
 def _label_lines(values: Mapping[str, str]) -> list[_Trusted]:
     rows = [f'{key}="{value}"' for key, value in values.items()]
     return [
@@ -196,6 +207,7 @@ def render_dockerfile(inputs: Inputs, target: Target) -> str:
         .render(
             title=_title(target),
             target=target,
+            install=_install,
             source=target.source,
             base=target.base,
             toolkit=toolkit,

@@ -57,7 +57,8 @@ def source(name: str) -> Source:
 @pytest.fixture(scope="module")
 def repo(source: Source) -> str | None:
     """Where the commit is near: the given clone, else the mirror of an earlier build, else upstream."""
-    mirror = platformdirs.user_cache_path("llama-images") / "source" / f"{source.name}.git"
+    cache = Path(os.environ.get("LLAMA_IMAGES_CACHE") or platformdirs.user_cache_dir("llama-images"))
+    mirror = cache / "source" / f"{source.name}.git"
     return os.environ.get("LLAMA_CPP_REPO") or (str(mirror) if mirror.is_dir() else None)
 
 
