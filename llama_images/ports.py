@@ -30,7 +30,7 @@ class Reporter(Protocol):
     def line(self, text: str) -> None: ...
     def warn(self, text: str) -> None: ...
     def activity(self, label: str) -> AbstractContextManager[Activity]:
-        """A context for long work: a live line on a terminal, plain lines elsewhere; prints the time it took."""
+        """A context for long work: a live line on a terminal, plain lines elsewhere, and the time it took."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,9 +72,9 @@ class Programs(Protocol):
     ) -> Finished:
         """Run to the end and return the result, whatever its exit code.
 
-        ``env`` is added to the environment. ``on_line`` gets each line of both streams as it comes; ``log`` gets
-        the same bytes. Raises OutsideError where the program is missing or outlives ``timeout`` seconds. On Ctrl-C
-        the program's process group is ended before KeyboardInterrupt goes on.
+        ``env`` is added to the environment. ``on_line`` gets each line of both streams as it comes; ``log``
+        gets the same bytes. Raises OutsideError where the program is missing or outlives ``timeout`` seconds.
+        On Ctrl-C the program's process group is ended before KeyboardInterrupt goes on.
         """
 
 
@@ -97,8 +97,8 @@ class SourceTree(Protocol):
         """Bring the tree into the cache and return where it lies.
 
         ``repo`` is a clone or bare repository holding the commit, or a URL; without it the source's own
-        repository is asked. Raises OutsideError where it can't be reached or lacks the commit, CheckFailed where
-        the tree hash differs or a patch does not apply (named by patch, file and hunk).
+        repository is asked. Raises OutsideError where it can't be reached or lacks the commit, CheckFailed
+        where the tree hash differs or a patch does not apply (named by patch, file and hunk).
         """
 
 

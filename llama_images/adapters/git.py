@@ -156,7 +156,7 @@ class GitSourceTree:
             onto = f"{short} with the {position} before it" if position else short
             raise CheckFailed(
                 f"{shown} does not apply to {onto}: {why_not_applied(finished.error_text, patch)}",
-                hint="Mend the patch at that place; docs/bump-the-pin.md says how to move a series to a new pin.",
+                hint="Mend the patch at that place; docs/bump-the-pin.md says how.",
             )
         for moved in moved_hunks(finished.error_text):
             self._reporter.warn(f"{shown}: {moved.path}, hunk {moved.hunk} applies {moved.lines} lines off")

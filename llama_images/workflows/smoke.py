@@ -75,8 +75,8 @@ def smoke(shop: Workshop, engine: Engine, target: Target, model: Path) -> SmokeR
 
 def generation_request(target: Target, model: Path) -> RunRequest:
     """A short generation with self-conditioning checked, in the strictest container that is offered."""
-    # Without the series, a single prompt can lose the end of its output when the program leaves; in conversation
-    # mode the log is written out before each prompt, and an empty standard input ends it after the first turn.
+    # Without the series, a single prompt can lose the end of its output when the program leaves. In
+    # conversation mode the log is written out before each prompt; an empty standard input ends it there.
     mode = ("-cnv",) if target.flavor == "stock" else ()
     return RunRequest(
         image=local_reference(target),
