@@ -6,6 +6,7 @@ failed.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import platform as machine
@@ -52,7 +53,8 @@ CACHE_VARIABLE = "LLAMA_IMAGES_CACHE"
 
 def cache_folder() -> Path:
     """The user's cache of this project; safe to delete."""
-    return Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("llama-images"))
+    folder = Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("llama-images"))
+    return folder.expanduser().absolute()
 
 
 def _command(body: Callable[..., None]) -> Callable[..., None]:
@@ -74,10 +76,17 @@ def _command(body: Callable[..., None]) -> Callable[..., None]:
             # The reader of our output has gone (`invoke matrix | head`): nothing is left to say.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(0) from None
+        except OSError as error:
+            print(f"error: {error.filename or cache_folder()}: {error.strerror or error}", file=sys.stderr)
+            print(
+                f"hint: is there room, and is it yours? {CACHE_VARIABLE} names another cache", file=sys.stderr
+            )
+            raise SystemExit(3) from None
         except Exception as error:
             report = cache_folder() / "logs" / "defect.txt"
-            report.parent.mkdir(parents=True, exist_ok=True)
-            report.write_text(traceback.format_exc(), "utf-8")
+            with contextlib.suppress(OSError):
+                report.parent.mkdir(parents=True, exist_ok=True)
+                report.write_text(traceback.format_exc(), "utf-8")
             print(f"error: a defect in this project: {error!r}", file=sys.stderr)
             print(f"hint: please report it, with {report}", file=sys.stderr)
             raise SystemExit(1) from None

@@ -22,6 +22,10 @@ LABEL_PREFIX = "io.github.llama-images"
 TABLE_BEGIN = "<!-- images:begin -->"
 TABLE_END = "<!-- images:end -->"
 
+# llama.cpp; glibc; libstdc++, libgcc and libgomp. Then CUDA's libraries.
+_LICENCES = ("MIT", "LGPL-2.1-or-later", "(GPL-3.0-or-later WITH GCC-exception-3.1)")
+_CUDA_LICENCES = (*_LICENCES, "LicenseRef-NVIDIA-CUDA-EULA")
+
 # `uname -m` of each platform: the scripts in images/common choose by it.
 _MACHINES: Mapping[Platform, str] = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
 
@@ -80,8 +84,11 @@ def _environment(templates: Mapping[str, str]) -> jinja2.Environment:
 
 
 def base_reference(base: Base) -> str:
-    """Local name of the base image that a bootstrap base is built into."""
-    return f"llama-images/base:{base.suite}"
+    """Local name of the base image that a bootstrap base is built into.
+
+    The host makes it a name that no engine looks for in a public registry, where anybody could have taken it.
+    """
+    return f"localhost/llama-images/base:{base.suite}"
 
 
 def rootfs_name(platform: str) -> str:
@@ -114,13 +121,15 @@ def source_folder(source: Source, flavor: str) -> str:
     return f"src/{source.name}-{flavor}"
 
 
-def context_commands(target: Target) -> tuple[str, ...]:
+def context_commands(target: Target, series: PatchSeries | None) -> tuple[str, ...]:
     """The three git commands that prepare the build context, for a shell in the root of this repository."""
     source = target.source
     folder = f"images/{source_folder(source, target.flavor)}"
+    names = [] if series is None else [safe(patch.name, "a patch's name") for patch in series.patches]
     last = (
-        f'git -C {folder} apply --index "$PWD"/patches/{source.series}/*.patch'
-        if target.flavor == "patched"
+        f"git -C {folder} apply --index"
+        + "".join(f' "$PWD"/patches/{source.series}/{name}' for name in names)
+        if names
         else f"git -C {folder} rev-parse HEAD^{{tree}}      (prints {source.tree})"
     )
     return (
@@ -154,9 +163,7 @@ def labels(target: Target, series: PatchSeries | None) -> dict[str, str]:
         "org.opencontainers.image.revision": source.commit,
         "org.opencontainers.image.version": build_commit(target, series),
         "org.opencontainers.image.created": source.date.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "org.opencontainers.image.licenses": "MIT"
-        if toolkit is None
-        else "MIT AND LicenseRef-NVIDIA-CUDA-EULA",
+        "org.opencontainers.image.licenses": " AND ".join(_LICENCES if toolkit is None else _CUDA_LICENCES),
         f"{LABEL_PREFIX}.target": target.id,
         f"{LABEL_PREFIX}.flavor": target.flavor,
         f"{LABEL_PREFIX}.base": target.base.name,
@@ -180,7 +187,9 @@ def _install(packages: Sequence[str]) -> _Trusted:
     """Install packages of the distribution; what apt prints is shown only where it fails."""
     names = " ".join(safe(package, "a package's name") for package in packages)
     return _Trusted(
-        "RUN { apt-get update -qq && apt-get install -y -qq --no-install-recommends \\\n"
+        "RUN --mount=type=secret,id=ca \\\n"
+        "    { if [ -s /run/secrets/ca ]; then set -- -o Acquire::https::CAInfo=/run/secrets/ca; fi; \\\n"
+        '      apt-get "$@" update -qq && apt-get "$@" install -y -qq --no-install-recommends \\\n'
         f"        {names}; }} > /tmp/install.log 2>&1 \\\n"
         "    || { tail -n 20 /tmp/install.log; exit 1; }; \\\n"
         "    rm -rf /tmp/install.log /var/lib/apt/lists/*"
@@ -214,7 +223,7 @@ def render_dockerfile(inputs: Inputs, target: Target) -> str:
             build_flags=flags,
             base_reference=base_reference(target.base),
             reference=local_reference(target),
-            context_commands=[_Trusted(command) for command in context_commands(target)],
+            context_commands=[_Trusted(command) for command in context_commands(target, series)],
             source_folder=source_folder(target.source, target.flavor),
             toolkit_requirements=f"common/{toolkit.name}.txt" if toolkit is not None else "",
             build_commit=build_commit(target, series),

@@ -33,8 +33,9 @@ def common_arguments(request: BuildRequest, *, engine_platform: str) -> list[str
         arguments += ["--platform", request.platform]
     for name, value in request.labels.items():
         arguments += ["--label", f"{name}={value}"]
-    for name, value in request.build_args.items():
-        arguments += ["--build-arg", f"{name}={value}"]
+    for name in request.build_args:
+        # The value comes by the environment (run_build): ps shows arguments, and it may hold a password.
+        arguments += ["--build-arg", name]
     for identifier, path in request.secrets.items():
         arguments += ["--secret", f"id={identifier},{csv_field(f'src={path.resolve()}')}"]
     if request.no_cache:
@@ -63,7 +64,7 @@ def run_build(
             said = text
             on_progress(text)
 
-    finished = programs.run(argv, env=env, on_line=read, log=request.log)
+    finished = programs.run(argv, env={**env, **request.build_args}, on_line=read, log=request.log)
     if finished.returncode != 0:
         raise failure_to_error(
             parsed.failure(), tag=request.tag, log=request.log, returncode=finished.returncode
@@ -81,8 +82,8 @@ def failure_to_error(failure: Failure, *, tag: str, log: Path, returncode: int) 
         hints.insert(0, "Free space where the engine keeps its images, then build again.")
     elif failure.killed:
         message = f"the build of {tag} failed{where}{code}: the kernel ended a compiler, out of memory"
-        jobs = f" than the {failure.jobs} it used" if failure.jobs else ""
-        hints.insert(0, f"Build with fewer jobs{jobs}, or give the engine more memory.")
+        jobs = f" ({failure.jobs} here)" if failure.jobs else ""
+        hints.insert(0, f"Give the engine more memory: it decides how many jobs run{jobs}.")
     elif failure.unreachable:
         message = f"the build of {tag} stopped{where}: the container engine does not answer any more"
         hints.insert(0, "See why the engine ended (`journalctl -u docker`), start it and build again.")

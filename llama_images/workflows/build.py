@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,7 +21,6 @@ from llama_images.render import (
     LABEL_PREFIX,
     base_reference,
     bootstrap_argv,
-    rootfs_name,
     series_of,
     source_folder,
 )
@@ -87,37 +88,32 @@ def ensure_base(
     image = engine.image(reference)
     if image is not None and image.labels.get(INPUTS_LABEL) == digest and not rebuild:
         return image
-    context = shop.cache / "base" / str(base.suite)
-    context.mkdir(parents=True, exist_ok=True)
-    archive = context / rootfs_name(platform)
     log = shop.log_path(f"base-{base.suite}")
-    try:
-        with shop.reporter.activity(f"base {base.suite}") as activity:
-            finished = shop.programs.run(
-                bootstrap_argv(base, platform, str(context)),
-                on_line=lambda line: activity.update(line.removeprefix("I: ")),
-                log=log,
+    label = f"base {base.suite}"
+    with _context_folder(shop, f"base-{base.suite}") as context, shop.reporter.activity(label) as activity:
+        finished = shop.programs.run(
+            (*bootstrap_argv(base, platform, str(context)), *shop.mirrors()),
+            on_line=lambda line: activity.update(line.removeprefix("I: ")),
+            log=log,
+        )
+        if finished.returncode != 0:
+            raise OutsideError(
+                f"mmdebstrap could not make the system of {base.suite} (exit {finished.returncode}): "
+                f"{_last_line(finished.error_text)}",
+                hint=f"the whole output is in {log}; does the distribution's mirror answer?",
             )
-            if finished.returncode != 0:
-                raise OutsideError(
-                    f"mmdebstrap could not make the system of {base.suite} (exit {finished.returncode}): "
-                    f"{_last_line(finished.error_text)}",
-                    hint=f"the whole output is in {log}; does the distribution's mirror answer?",
-                )
-            (context / "Dockerfile").write_text(dockerfile, "utf-8")
-            engine.build(
-                BuildRequest(
-                    dockerfile=context / "Dockerfile",
-                    context=context,
-                    tag=reference,
-                    platform=platform,
-                    labels={INPUTS_LABEL: digest},
-                    log=log,
-                ),
-                activity.update,
-            )
-    finally:
-        archive.unlink(missing_ok=True)
+        (context / "Dockerfile").write_text(dockerfile, "utf-8")
+        engine.build(
+            BuildRequest(
+                dockerfile=context / "Dockerfile",
+                context=context,
+                tag=reference,
+                platform=platform,
+                labels={INPUTS_LABEL: digest},
+                log=shop.log_path(f"base-{base.suite}-image"),
+            ),
+            activity.update,
+        )
     return _built_image(engine, reference)
 
 
@@ -140,6 +136,7 @@ def _build(
             "dockerfile": dockerfile,
             "common": {name: hashlib.sha256(data).hexdigest() for name, (data, _mode) in common.items()},
             "source": tree.patched_tree,
+            "paths": list(target.source.paths),
             "base": None if base is None else base.layers,
             "platform": platform,
         }
@@ -151,8 +148,7 @@ def _build(
             target=target, reference=reference, status="up to date", image=image, summary=None, log=None
         )
     log = shop.log_path(f"build-{target.id}")
-    context = shop.cache / "contexts" / target.id
-    try:
+    with _context_folder(shop, target.id) as context:
         _stage_context(context, tree.path, source_folder(target.source, target.flavor), dockerfile, common)
         with shop.reporter.activity(target.id) as activity:
             summary = engine.build(
@@ -164,13 +160,10 @@ def _build(
                     labels={INPUTS_LABEL: digest},
                     build_args=shop.proxies(),
                     secrets=shop.secrets(),
-                    no_cache=False,
                     log=log,
                 ),
                 activity.update,
             )
-    finally:
-        shutil.rmtree(context, ignore_errors=True)
     return Built(
         target=target,
         reference=reference,
@@ -179,6 +172,15 @@ def _build(
         summary=summary,
         log=log,
     )
+
+
+@contextmanager
+def _context_folder(shop: Workshop, name: str) -> Iterator[Path]:
+    """A folder for one build's context, apart from those of other processes; removed at the end."""
+    parent = shop.cache / "contexts"
+    parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{name}.", dir=parent) as folder:
+        yield Path(folder)
 
 
 def _common_files(shop: Workshop, files: Mapping[str, str]) -> dict[str, tuple[bytes, int]]:
@@ -197,8 +199,7 @@ def _stage_context(
     context: Path, tree: Path, folder: str, dockerfile: str, common: Mapping[str, tuple[bytes, int]]
 ) -> None:
     """Lay out a build context: the source by hard links, the scripts and the Dockerfile as files."""
-    shutil.rmtree(context, ignore_errors=True)
-    (context / "common").mkdir(parents=True)
+    (context / "common").mkdir()
     for name, (data, mode) in common.items():
         path = context / "common" / name
         path.write_bytes(data)

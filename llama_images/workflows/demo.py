@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from llama_images.errors import CheckFailed, LlamaImagesError, OutsideError
 from llama_images.matrix import Matrix
 from llama_images.plan import Plan, choose, make_plan
 from llama_images.ports import Engine, RegistryReader, RegistryServer
-from llama_images.render import base_reference, drifted_paths
+from llama_images.render import base_reference, drifted_paths, series_of
 from llama_images.workflows.build import Built, build_all, ensure_base
 from llama_images.workflows.smoke import smoke
 from llama_images.workflows.workshop import Workshop
@@ -80,13 +81,17 @@ def demo(
         base = ensure_base(shop, engine, target.base, files=files)
         say(f"{base_reference(target.base)}, {base.size_bytes / 1e6:.0f} MB")
     try:
-        with log.part("source and image") as say:
-            (built,) = build_all(shop, engine, plan, repo=repo)
-            say(_built_text(built))
-    except OutsideError:
-        with log.part("registry round trip, of the base image") as say:
+        with log.part("source") as say:
+            tree = shop.source_tree.checkout(target.source, series_of(target, shop.series), repo=repo)
+            say(f"tree {tree.tree[:12]} as pinned, {tree.patched_tree[:12]} with the series")
+    except OutsideError as error:
+        # What can be shown without the source is shown; if that fails too, this error is the one to mend.
+        with contextlib.suppress(OutsideError), log.part("registry round trip, of the base image") as say:
             say(_round_trip(engine, base_reference(target.base), "base", registry, reader))
-        raise
+        raise error
+    with log.part("image") as say:
+        (built,) = build_all(shop, engine, plan, repo=repo)
+        say(_built_text(built))
     with log.part("tiny synthetic model") as say:
         path = model()
         say(f"{path.stat().st_size / 1e6:.0f} MB")

@@ -138,6 +138,7 @@ def licence_files(target: Target) -> tuple[str, ...]:
     files = [
         "/usr/share/licenses/llama.cpp/LICENSE",
         *(f"/usr/share/doc/{package}/copyright" for package in ("libc6", "libstdc++6", "libgomp1")),
+        *(f"/usr/share/common-licenses/{name}" for name in ("LGPL-2.1", "GPL-3")),
     ]
     toolkit = target.toolkit
     if toolkit is not None and toolkit.wheels is not None and target.base.kind == "bootstrap":

@@ -11,6 +11,9 @@ from llama_images.patch_series import PatchSeries
 from llama_images.ports import Programs, Reporter, SourceTree
 from llama_images.render import Inputs, is_rendered_path, render_all
 
+MIRROR_VARIABLE = "LLAMA_IMAGES_APT_MIRROR"
+"""Names a mirror of the distribution: a URL, a line of sources.list, or a file in either of apt's formats."""
+
 _CA_VARIABLES = ("SSL_CERT_FILE", "PIP_CERT", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 _PROXY_VARIABLES = ("http_proxy", "https_proxy", "ftp_proxy", "no_proxy", "all_proxy")
 
@@ -64,6 +67,11 @@ class Workshop:
             if value and Path(value).is_file():
                 return {"ca": Path(value)}
         return {}
+
+    def mirrors(self) -> tuple[str, ...]:
+        """Where mmdebstrap takes packages from, instead of the mirror that it has built in."""
+        value = self.environment.get(MIRROR_VARIABLE)
+        return (value,) if value else ()
 
     def proxies(self) -> dict[str, str]:
         """This environment's proxies as build arguments; the engine keeps these names out of the history."""

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from llama_images.matrix import load_matrix
+from llama_images.patch_series import make_series
 from llama_images.render import context_commands
 from llama_images.selection import make_target
 
@@ -35,14 +36,21 @@ def test_the_git_commands_prepare_a_tree(tmp_path: Path, flavor: str, expected: 
     git("commit", "--quiet", "-am", "later")
     work = tmp_path / "work"
     (work / "patches" / "small").mkdir(parents=True)
-    (work / "patches" / "small" / "0001-a.patch").write_text(
+    text = (
+        "From: t <t@t>\nSubject: a: three\n\nWhy: a test.\n---\n"
         "diff --git a/a.txt b/a.txt\n--- a/a.txt\n+++ b/a.txt\n@@ -1 +1 @@\n-one\n+three\n"
     )
+    (work / "patches" / "small" / "0001-a.patch").write_text(text)
+    # One that the series does not name must not be applied.
+    (work / "patches" / "small" / "0002-b.patch").write_text(text.replace("three", "four"))
+    series = make_series("small", [("0001-a.patch", text)]) if flavor == "patched" else None
     target = make_target(load_matrix(ROOT / "matrix.yaml"), "cpu", flavor=flavor)
     source = target.source.model_copy(
         update={"repository": upstream.as_uri(), "commit": pin, "tree": tree, "series": "small"}
     )
-    commands = [command.split("   ")[0] for command in context_commands(replace(target, source=source))]
+    commands = [
+        command.split("   ")[0] for command in context_commands(replace(target, source=source), series)
+    ]
     script = "\n".join(commands)
     ran = subprocess.run(["sh", "-ec", script], cwd=work, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr

@@ -85,11 +85,13 @@ def test_every_dockerfile_builds_without_a_frontend_image_and_ships_from_scratch
 def test_the_header_names_the_three_git_commands_and_the_build(inputs: Inputs, files: dict[str, str]) -> None:
     for target in all_targets(inputs.matrix):
         header = files[f"images/{target.id}/Dockerfile"].split("\nFROM ")[0]
-        commands = context_commands(target)
+        commands = context_commands(target, series_of(target, inputs.series))
         assert len(commands) == 3
         assert all(f"#   {command}\n" in header for command in commands)
         assert all(command.startswith("git ") for command in commands)
         assert f"-f images/{target.id}/Dockerfile images" in header
+        for line in header.splitlines():
+            assert "docker build" not in line or line.startswith("#   DOCKER_BUILDKIT=1 docker build")
         assert "`invoke render`" in header
 
 
