@@ -86,7 +86,7 @@ def demo(
             say(f"tree {tree.tree[:12]} as pinned, {tree.patched_tree[:12]} with the series")
     except OutsideError as error:
         # What can be shown without the source is shown; if that fails too, this error is the one to mend.
-        with contextlib.suppress(OutsideError), log.part("registry round trip, of the base image") as say:
+        with contextlib.suppress(LlamaImagesError), log.part("registry round trip, of the base image") as say:
             say(_round_trip(engine, base_reference(target.base), "base", registry, reader))
         raise error
     with log.part("image") as say:

@@ -1,0 +1,154 @@
+"""The commands as a user types them: what is printed where, and the exit code. None needs an engine."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def invoke(
+    cache: Path, *words: str, root: Path = ROOT, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run one command to its end, with a cache of its own."""
+    env = {name: value for name, value in os.environ.items() if name != "LLAMA_CPP_REPO"}
+    env |= {"LLAMA_IMAGES_CACHE": str(cache), "PYTHONDONTWRITEBYTECODE": "1"} | environment
+    return subprocess.run(
+        [sys.executable, "-m", "invoke", *words],
+        cwd=root,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def assert_refused(
+    done: subprocess.CompletedProcess[str], code: int, *, error: str, hint: str | None = None
+) -> None:
+    """One line that says what, at most one that says what to do, nothing else, nothing on standard output."""
+    assert done.returncode == code, done.stderr
+    assert done.stdout == ""
+    lines = done.stderr.splitlines()
+    assert lines, "it failed without a word"
+    assert [line.partition(": ")[0] for line in lines] == ["error", "hint"][: 1 if hint is None else 2]
+    assert error in lines[0]
+    if hint is not None:
+        assert hint in lines[1]
+
+
+def test_matrix_prints_json_and_nothing_else(tmp_path: Path) -> None:
+    done = invoke(tmp_path, "matrix", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = json.loads(done.stdout)
+    assert {"llama-diffusion:cpu", "llama-diffusion:sm120", "llama-diffusion:sm120-stock"} <= {
+        value for row in rows for value in row.values() if isinstance(value, str)
+    }
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_plan_prints_json_and_does_none_of_it(tmp_path: Path) -> None:
+    # `all` and not 120 alone: which numbers can be built depends on this machine's processor.
+    done = invoke(tmp_path, "plan", "--arch", "all", "--json")
+    assert done.returncode == 0, done.stderr
+    plan = json.loads(done.stdout)
+    kinds = [step["kind"] for step in plan["steps"]]
+    assert kinds[:2] == ["source", "base"]
+    assert kinds.count("build") == kinds.count("smoke") == len(kinds[2:]) // 2
+    assert "cpu" in [step["subject"] for step in plan["steps"] if step["kind"] == "build"]
+    assert len(plan["left_out"]) == len([line for line in done.stderr.splitlines() if "left out" in line]) > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_architecture_is_refused_in_two_lines(tmp_path: Path) -> None:
+    done = invoke(tmp_path, "plan", "--arch", "12")
+    assert_refused(done, 2, error='"12": there is no such architecture', hint="portable")
+
+
+def test_a_broken_matrix_is_refused_with_file_and_line(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.yaml"
+    text = (ROOT / "matrix.yaml").read_text("utf-8")
+    line = next(n for n, line in enumerate(text.splitlines(), 1) if line.strip().startswith("suite:"))
+    broken.write_text(text.replace("    suite:", "    suit:", 1), "utf-8")
+    done = invoke(tmp_path / "cache", "matrix", "--json", "--file", str(broken))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith(f"error: {broken}:{line}: ")
+    assert "suit" in done.stderr.splitlines()[0]
+
+
+def test_render_check_shows_what_differs(tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("tasks.py", "matrix.yaml", "matrix.schema.json", "docker-bake.json", "README.md"):
+        shutil.copy(ROOT / name, copy)
+    for name in ("llama_images", "templates", "images", "patches"):
+        shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "src"))
+    clean = invoke(tmp_path / "cache", "render", "--check", root=copy)
+    assert (clean.returncode, clean.stdout) == (0, ""), clean.stdout
+    assert "rendered files are as they should be" in clean.stderr
+    dockerfile = copy / "images" / "sm120" / "Dockerfile"
+    text = dockerfile.read_text("utf-8") + "RUN an-edit-by-hand\n"
+    dockerfile.write_text(text, "utf-8")
+    drifted = invoke(tmp_path / "cache", "render", "--check", root=copy)
+    assert drifted.returncode == 1, drifted.stderr
+    changes = [line for line in drifted.stdout.splitlines() if line[:1] in "+-" and line[:3] not in "+++---"]
+    assert changes == ["-RUN an-edit-by-hand"]
+    assert "images/sm120/Dockerfile" in drifted.stdout
+    assert drifted.stderr.splitlines() == [
+        "error: 1 file(s) differ from what the matrix and templates say: images/sm120/Dockerfile",
+        "hint: run invoke render and commit the result",
+    ]
+    assert dockerfile.read_text("utf-8") == text, "--check wrote"
+
+
+def test_an_engine_of_an_unknown_name_is_refused(tmp_path: Path) -> None:
+    done = invoke(tmp_path, "build", "--arch", "cpu", "--engine", "nosuch")
+    assert_refused(done, 2, error="'nosuch' is not a container engine", hint="docker, podman")
+
+
+def test_an_engine_that_does_not_answer_is_an_outside_error(tmp_path: Path) -> None:
+    socket = "unix:///nonexistent/docker.sock"
+    done = invoke(tmp_path, "build", "--arch", "cpu", "--engine", "docker", DOCKER_HOST=socket)
+    assert_refused(done, 3, error=socket, hint="Start it")
+
+
+def test_a_cache_that_can_not_be_written_is_told_by_its_path(tmp_path: Path) -> None:
+    # Below a file nobody can make a folder, root included.
+    cache = tmp_path / "file" / "cache"
+    cache.parent.write_text("")
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "init", "--quiet", str(clone)], check=True)
+    done = invoke(cache, "source", "--repo", str(clone))
+    assert_refused(done, 3, error=str(cache), hint=str(cache))
+
+
+@pytest.mark.parametrize("words", [("matrix",), ("matrix", "--json")])
+def test_a_reader_that_has_gone_is_no_error(tmp_path: Path, words: tuple[str, ...]) -> None:
+    # `invoke matrix | head`, with a head that has left before the first line.
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "invoke", *words],
+            cwd=ROOT,
+            env=os.environ | {"LLAMA_IMAGES_CACHE": str(tmp_path)},
+            stdin=subprocess.DEVNULL,
+            stdout=write_end,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    finally:
+        os.close(write_end)
+    assert (done.returncode, done.stderr) == (0, "")
