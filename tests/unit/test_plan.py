@@ -36,7 +36,7 @@ def test_one_architecture(matrix: Matrix, series: dict[str, PatchSeries]) -> Non
     plan = planned(matrix, series, "120")
     assert [(step.kind, step.subject) for step in plan.steps] == [
         ("source", "pr24423-patched"),
-        ("base", "llama-images/base:bookworm"),
+        ("base", "localhost/llama-images/base:bookworm"),
         ("build", "sm120"),
         ("smoke", "sm120"),
     ]
