@@ -1,31 +1,33 @@
 #!/bin/bash
 # The proofs of the carried patch series on two real GPUs, in one call of under 9 minutes.
 #
-#   gpu-proof.sh --source TARBALL --patches DIR --out DIR [--work DIR] [--arch 90] [--parts LIST] [--deadline S]
-#                [--debug-patch FILE] [--extra-patch FILE] [--model FILE] [--writer DIR] [--bin DIR]
+#   proof.sh --source TARBALL --patches DIR --out DIR [--work DIR] [--arch 90] [--parts LIST] [--deadline S]
+#            [--debug-patch FILE] [--extra-patch FILE] [--model FILE] [--writer DIR] [--bin DIR] [--ccache PROGRAM]
+#            [--logical yes] [--at-once N]
 #
 # Needs nvcc, cmake, ninja, a C++ compiler, python3 with numpy; PyTorch only for the part "pressure".
 # TARBALL unpacks to the pinned llama.cpp tree; DIR holds `series` and the patches it names.
 # --writer: PYTHONPATH that holds the packages llama_images and gguf (writes the synthetic models);
 # --model:  use this full model instead (tiny.gguf beside it).  --bin: binaries that an earlier call left there are not built again.
+# --logical yes: two devices on one card (logical_gpus.c), where there is no second one.
 # --extra-patch: one more build, with this on top (part router).
 # Parts (default: all): validate ties identity negative pressure speed explain
 set -euo pipefail
 
 here=$(cd "$(dirname "$0")" && pwd)
-source_tar='' patches='' out='' work=/tmp/gpu-proof arch=90 parts=validate,ties,identity,negative,pressure,speed,explain
-deadline=540 debug_patch=$here/debug-logits.patch model='' writer='' bin='' extra_patch=''
+source_tar='' patches='' out='' work=/tmp/proof arch=90 parts=validate,ties,identity,negative,pressure,speed,explain
+deadline=540 debug_patch=$here/debug-logits.patch model='' writer='' bin='' extra_patch='' ccache='' logical='' at_once=5
 while [ $# -gt 0 ]; do
-    [ $# -ge 2 ] || { echo "gpu-proof: $1 needs a value" >&2; exit 2; }
+    [ $# -ge 2 ] || { echo "proof: $1 needs a value" >&2; exit 2; }
     case $1 in
         --source) source_tar=$2 ;;  --patches) patches=$2 ;;  --out) out=$2 ;;  --work) work=$2 ;;
         --arch) arch=$2 ;;  --parts) parts=$2 ;;  --deadline) deadline=$2 ;;  --debug-patch) debug_patch=$2 ;;
-        --extra-patch) extra_patch=$2 ;;  --model) model=$2 ;;  --writer) writer=$2 ;;  --bin) bin=$2 ;;
-        *) echo "gpu-proof: unknown option $1" >&2; exit 2 ;;
+        --extra-patch) extra_patch=$2 ;;  --ccache) ccache=$2 ;;  --logical) logical=$2 ;;  --at-once) at_once=$2 ;;  --model) model=$2 ;;  --writer) writer=$2 ;;  --bin) bin=$2 ;;
+        *) echo "proof: unknown option $1" >&2; exit 2 ;;
     esac
     shift 2
 done
-[ -n "$out" ] || { echo "gpu-proof: --out is missing" >&2; exit 2; }
+[ -n "$out" ] || { echo "proof: --out is missing" >&2; exit 2; }
 start=$(date +%s)
 mkdir -p "$work" "$out"
 bin=${bin:-$work/bin}
@@ -37,7 +39,7 @@ model_pid=''
 if [ -z "$model" ]; then
     model=$work/full.gguf
     if [ ! -e "$model" ]; then
-        [ -n "$writer" ] || { echo "gpu-proof: give --model FILE or --writer DIR" >&2; exit 2; }
+        [ -n "$writer" ] || { echo "proof: give --model FILE or --writer DIR" >&2; exit 2; }
         PYTHONPATH=$writer python3 - "$model" > "$out/model.log" 2>&1 <<'PY' &
 import sys, time
 from pathlib import Path
@@ -80,7 +82,7 @@ series() { sed 's/#.*//' "$patches/series" | awk 'NF {print $1}'; }
 edit() { # file sed-expression: an edit that changes nothing is an error
     cp "$src/$1" "$work/before"
     sed -i "$2" "$src/$1"
-    ! cmp -s "$work/before" "$src/$1" || { echo "gpu-proof: the negative control does not apply to $1" >&2; exit 1; }
+    ! cmp -s "$work/before" "$src/$1" || { echo "proof: the negative control does not apply to $1" >&2; exit 1; }
 }
 more_variants() {
     local j=$(( $(nproc) * 3 / 4 )) dg=src/models/diffusion-gemma.cpp cu=ggml/src/ggml-cuda/diffusion-sampling.cu
@@ -120,7 +122,9 @@ if [ -n "$missing" ]; then
     python3 "$here/apply_patch.py" "$src" "${files[@]}"
     rm -rf "$work/patched"; cp -r "$src" "$work/patched"
     cmake -S "$src" -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=OFF -DGGML_CUDA=ON \
-        -DCMAKE_CUDA_ARCHITECTURES="$arch" -DGGML_CUDA_NCCL=OFF -DGGML_CCACHE=OFF -DLLAMA_OPENSSL=OFF \
+        -DCMAKE_CUDA_ARCHITECTURES="$arch" -DGGML_CUDA_NCCL=OFF -DGGML_CCACHE=OFF -DCMAKE_CUDA_RUNTIME_LIBRARY=Shared \
+        ${ccache:+-DCMAKE_C_COMPILER_LAUNCHER="$ccache" -DCMAKE_CXX_COMPILER_LAUNCHER="$ccache" -DCMAKE_CUDA_COMPILER_LAUNCHER="$ccache"} \
+        -DLLAMA_OPENSSL=OFF \
         -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_TOOLS=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF \
         -DLLAMA_BUILD_UI=OFF -DLLAMA_BUILD_COMMIT=10a2613aa -DLLAMA_BUILD_NUMBER=0 > "$out/cmake.log" 2>&1
     say configured
@@ -135,10 +139,12 @@ fi
 if [ -n "$model_pid" ]; then wait "$model_pid" || { tail -3 "$out/model.log" >&2; exit 1; }; say "model written"; fi
 cat "$model" > /dev/null  # into the page cache: a run should not time the disk
 
+if [ -n "$logical" ]; then cc -shared -fPIC -O2 -o "$work/logical_gpus.so" "$here/../logical_gpus.c" -ldl; fi
+
 rc=0
-python3 "$here/gpu_proof.py" --bin "$bin" --model "$model" --out "$out" --parts "$parts" --built "$work/built" \
-    --scratch "$work" --seconds "$(( deadline - ( $(date +%s) - start ) ))" || rc=$?
-[ -z "$build_pid" ] || wait "$build_pid" || { echo "gpu-proof: a variant did not build, see build.log" >&2; rc=1; }
+python3 "$here/proof.py" --bin "$bin" --model "$model" --out "$out" --parts "$parts" --built "$work/built" \
+    --scratch "$work" --at-once "$at_once" ${logical:+--logical "$work/logical_gpus.so"} --seconds "$(( deadline - ( $(date +%s) - start ) ))" || rc=$?
+[ -z "$build_pid" ] || wait "$build_pid" || { echo "proof: a variant did not build, see build.log" >&2; rc=1; }
 (cd "$out" && tar czf logs.tar.gz $(ls -d logs *.log 2> /dev/null)) || true
 say "done, exit code $rc"
 exit $rc

@@ -69,6 +69,9 @@ class Proof:
         if "-ngl" not in options:
             argv += ["-ngl", "99"]
         environment = {**os.environ, "CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": gpus, **(env or {})}
+        if self.args.logical and gpus == "0,1":
+            # two devices on one card, see logical_gpus.c
+            environment |= {"CUDA_VISIBLE_DEVICES": "0", "LOGICAL_GPUS": "2", "LD_PRELOAD": str(self.args.logical)}
         started = time.monotonic()
         log = (self.logs / f"{name}.log").open("wb")
         log.write((f"$ {' '.join(f'{k}={v}' for k, v in (env or {}).items())} CUDA_VISIBLE_DEVICES={gpus} "
@@ -113,7 +116,7 @@ class Proof:
 
     def together(self, runs: list[tuple[tuple, dict]], at_once: int) -> dict[str, dict]:
         """Runs that are not timed share the GPUs."""
-        with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+        with concurrent.futures.ThreadPoolExecutor(min(at_once, self.args.at_once)) as pool:
             done = [pool.submit(self.run, *a, **k) for a, k in runs]
             return {r["name"]: r for r in (d.result() for d in done)}  # type: ignore[index,misc]
 
@@ -195,6 +198,8 @@ class Proof:
                      "2gpu": ({}, []), "2gpu-again": ({}, []),
                      "2gpu-ts73": ({}, ["-ts", "7,3"]), "2gpu-ts37": ({}, ["-ts", "3,7"]),
                      "2gpu-swapped": ({"gpus": "1,0"}, []), "sm-none": ({}, ["-sm", "none"])}
+            if self.args.logical:
+                cases = {c: v for c, v in cases.items() if c not in ("1gpu-other", "2gpu-swapped")}
             runs = self.together([self.dump(f"id-{size}-{c}", "patched-dump", [*prompt, *ON, *o], steps=steps, **k)
                                   for c, (k, o) in cases.items()], 5)
             for case in cases:
@@ -383,7 +388,8 @@ class Proof:
         self.results["speed_runs"] = repeats
         for name, binary, options, gpus in plan:
             if name == "cpu":
-                self.speed_cpu(table)
+                if not self.args.logical:
+                    self.speed_cpu(table)
                 continue
             need = 65 if name == "stock-2gpu-long" else 22
             if self.left() < need:
@@ -451,15 +457,19 @@ class Proof:
             note = "never fell back"
             ok = False
             # CUDA's own memory is not printed: try room beside the weights from small to large
-            for room in (1700, 1800, 1500, 1900, 2000):
+            for room in (1300, 1100, 900) if self.args.logical else (1700, 1800, 1500, 1900, 2000):
                 if self.left() < 35:
                     note += "; no time"
                     break
-                holder = self.hold({int(g): int(weights[g]) + room for g in gpus})
-                try:
-                    run = self.run(f"pressure-{case}-{room}", "patched", options, steps=6)
-                finally:
-                    holder.communicate("")
+                if self.args.logical:
+                    limits = ",".join(str(int(weights[g]) + room + 512) if g in gpus else "65536" for g in ("0", "1"))
+                    run = self.run(f"pressure-{case}-{room}", "patched", options, steps=6, env={"LOGICAL_GPU_MIB": limits})
+                else:
+                    holder = self.hold({int(g): int(weights[g]) + room for g in gpus})
+                    try:
+                        run = self.run(f"pressure-{case}-{room}", "patched", options, steps=6)
+                    finally:
+                        holder.communicate("")
                 warned = re.findall(r"no room for (\w+) .*? on (\w+), it is on (\w+)", run.get("out", ""))
                 place = dict((w[0], w[2]) for w in warned).get("sc_embT")
                 note = f"room {room} MiB: exit code {run['rc']}, {warned}, same reply {run['reply'] == free['reply']}"
@@ -493,6 +503,8 @@ def main() -> int:
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--parts", default="validate,ties,identity,negative,pressure,speed,explain")
     parser.add_argument("--seconds", type=float, default=360)
+    parser.add_argument("--at-once", type=int, default=5, help="runs that share a GPU, where they are not timed; about 20 GB each")
+    parser.add_argument("--logical", type=Path, help="logical_gpus.so: two devices on one card")
     parser.add_argument("--long-digits", type=int, default=1780, help="digits (tokens) of the long prompt")
     return Proof(parser.parse_args()).all()
 
