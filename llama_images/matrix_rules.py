@@ -70,6 +70,7 @@ def check(draft: Draft, report: Report, *, series: Collection[str] | None) -> No
             report(("sources", source.name, "series"), text)
     for base in draft.bases.values():
         _base(draft, base, report)
+    _one_bootstrap(draft, report)
     for toolkit in draft.toolkits.values():
         _toolkit(toolkit, report)
     for row in draft.architectures.values():
@@ -120,6 +121,17 @@ def _base(draft: Draft, base: Base, report: Report) -> None:
     # Both become parts of a tag: sm120-nvidia-stock.
     if base.name in ("patched", "stock") or base.name in draft.names.get("sources", ()):
         report(path, f'"{base.name}" is the name of a flavor or source too; tags could not tell them apart')
+
+
+def _one_bootstrap(draft: Draft, report: Report) -> None:
+    """A bootstrap base is rendered to images/base, and named by its suite alone: there is room for one."""
+    names = [base.name for base in draft.bases.values() if base.kind == "bootstrap"]
+    for name in names[1:]:
+        report(
+            ("bases", name, "kind"),
+            f'found "bootstrap"; {names[0]} is one already, and images/base is the place of one alone: '
+            "change that one, or use a registry base",
+        )
 
 
 def _version(text: str) -> tuple[int, ...]:

@@ -450,6 +450,16 @@ BROKEN = [
         "bases.debian.packages",
         '"ab" is listed twice',
     ),
+    b(
+        "two bootstrap bases",
+        "  nvidia:\n    kind: registry\n",
+        "  trixie:\n    kind: bootstrap\n    suite: trixie\n    packages: [ca-certificates]\n"
+        "    build_packages: [g++]\n  nvidia:\n    kind: registry\n",
+        "kind: bootstrap",
+        "bases.trixie.kind",
+        "debian is one already",
+        "images/base",
+    ),
     b("base named as a flavor", "  nvidia:", "  stock:", "stock:", "bases.stock", "flavor"),
     # Toolkits.
     b(
