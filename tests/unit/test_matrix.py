@@ -127,6 +127,17 @@ def test_a_second_source_is_welcome() -> None:
     assert list(parse_matrix(text, name="m").sources) == ["pr24423", "pr24424"]
 
 
+@pytest.mark.parametrize("family", ["", "    family: blackwell\n"])
+def test_a_number_of_a_generation_without_a_name_here_needs_no_family(family: str) -> None:
+    row = f'  "130":\n{family}    toolkit: cuda-13.0\n    serves: [a newer GPU]\n'
+    row += '    platforms: [linux/amd64]\n    sass: ["130"]\n'
+    text = EXAMPLE.replace("  portable:\n", f"{row}  portable:\n").replace(
+        '"121a"]\n    ptx', '"121a", "130"]\n    ptx'
+    )
+    read = parse_matrix(text, name="m").architectures["130"]
+    assert read.family == ("blackwell" if family else None)
+
+
 # --- the file -------------------------------------------------------------------------------------
 
 
