@@ -12,6 +12,7 @@ from llama_images.plan import unpinned
 from llama_images.ports import Layer
 from llama_images.render import series_of
 from llama_images.selection import all_targets, local_reference
+from llama_images.words import duration
 
 if TYPE_CHECKING:
     from llama_images.workflows.build import Built
@@ -236,8 +237,3 @@ def demo_result(result: DemoResult) -> str:
         for one in run.sc_checks
     ]
     return "\n".join(lines)
-
-
-def duration(seconds: float) -> str:
-    """``0.4 s``, ``12.3 s``, ``26:21`` (minutes and seconds)."""
-    return f"{seconds:.1f} s" if seconds < 100 else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

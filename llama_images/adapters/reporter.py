@@ -9,10 +9,9 @@ import contextlib
 import os
 import re
 import sys
-import textwrap
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Final, TextIO
 
 from rich.console import Console
@@ -21,6 +20,7 @@ from rich.table import Column
 from rich.text import Text
 
 from llama_images.ports import Activity
+from llama_images.words import duration
 
 PLAIN_INTERVAL: Final = 10.0
 """Seconds between two plain lines of one activity."""
@@ -29,16 +29,6 @@ _CONTROL = re.compile(
     r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
 )
 """Escape sequences and other control characters: what a compiler or a model prints may hold them."""
-
-
-def duration(seconds: float) -> str:
-    """A time for people: "0.4 s", "12.3 s", "26 min 21 s", "1 h 02 min"."""
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 class ConsoleReporter:
@@ -72,10 +62,6 @@ class ConsoleReporter:
 
     def warn(self, text: str) -> None:
         self._print(f"warning: {text}", style="yellow")
-
-    def table(self, rows: Sequence[Sequence[str]], *, headers: Sequence[str] = ()) -> None:
-        """Print ``summary_table``, as wide as a narrow terminal."""
-        self._print(summary_table(rows, headers=headers))
 
     @contextlib.contextmanager
     def activity(self, label: str) -> Iterator[Activity]:
@@ -184,58 +170,3 @@ class _Elapsed(ProgressColumn):
 
 def _clean_line(text: str) -> str:
     return " ".join(_CONTROL.sub("", text).split())
-
-
-def summary_table(rows: Sequence[Sequence[str]], *, headers: Sequence[str] = (), width: int = 80) -> str:
-    """Rows as aligned text, at most ``width`` columns wide where words allow it.
-
-    Columns of numbers are right-aligned. The widest columns give way first: their cells take further lines.
-    """
-    cells = [[str(cell) for cell in row] for row in rows]
-    everything = [list(headers), *cells] if headers else cells
-    count = max((len(row) for row in everything), default=0)
-    if count == 0:
-        return ""
-    everything = [row + [""] * (count - len(row)) for row in everything]
-    widths = _fit([max(1, *(len(row[index]) for row in everything)) for index in range(count)], width)
-    body = everything[1:] if headers else everything
-    numeric = [
-        any(row[index] for row in body) and all(_NUMBER.fullmatch(row[index]) for row in body if row[index])
-        for index in range(count)
-    ]
-    lines: list[str] = []
-    for number, row in enumerate(everything):
-        lines += _table_row(row, widths, numeric)
-        if headers and number == 0:
-            lines.append("  ".join("-" * column for column in widths))
-    return "\n".join(lines)
-
-
-_NUMBER = re.compile(r"[-+]?\d[\d,]*(?:\.\d+)?(?: ?(?:%|s|ms|MB|GB|MiB|GiB|kB|B|x))?|-")
-_NARROWEST: Final = 8
-
-
-def _fit(widths: list[int], width: int) -> list[int]:
-    widths = list(widths)
-    excess = sum(widths) + 2 * (len(widths) - 1) - width
-    while excess > 0:
-        widest = max(range(len(widths)), key=widths.__getitem__)
-        if widths[widest] <= _NARROWEST:
-            break
-        widths[widest] -= 1
-        excess -= 1
-    return widths
-
-
-def _table_row(row: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> list[str]:
-    wrapped = [textwrap.wrap(cell, width) or [""] for cell, width in zip(row, widths, strict=True)]
-    height = max(len(cell) for cell in wrapped)
-    lines = []
-    for index in range(height):
-        parts = [
-            (part.rjust if right else part.ljust)(width)
-            for cell, width, right in zip(wrapped, widths, numeric, strict=True)
-            for part in (cell[index] if index < len(cell) else "",)
-        ]
-        lines.append("  ".join(parts).rstrip())
-    return lines

@@ -7,10 +7,8 @@ import threading
 import time
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from llama_images.adapters.reporter import PLAIN_INTERVAL, ConsoleReporter, duration, summary_table
+from llama_images.adapters.reporter import PLAIN_INTERVAL, ConsoleReporter
 
 SHOW_CURSOR = "\x1b[?25h"
 HIDE_CURSOR = "\x1b[?25l"
@@ -157,53 +155,3 @@ def test_lines_of_several_threads_stay_whole() -> None:
     for letter in "abcd":
         assert lines.count(letter * 60) == 50
     assert len(lines) == 4 * (50 + 3)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0.04, "0.0 s"),
-        (12.34, "12.3 s"),
-        (59.94, "59.9 s"),
-        (59.96, "1 min 00 s"),
-        (1581, "26 min 21 s"),
-        (3599.6, "1 h 00 min"),
-        (3725, "1 h 02 min"),
-    ],
-)
-def test_duration(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
-
-
-def test_table() -> None:
-    rows = [["sm120", "475 MB", "RTX 5090"], ["cpu", "5.8 MB", "none"], ["short"]]
-    assert summary_table(rows, headers=["target", "size", "serves"]).splitlines() == [
-        "target    size  serves",
-        "------  ------  --------",
-        "sm120   475 MB  RTX 5090",
-        "cpu     5.8 MB  none",
-        "short",
-    ]
-
-
-def test_wide_column_goes_on_below() -> None:
-    rows = [["sm120", "a " * 60], ["cpu", "b"]]
-    first, second, last = summary_table(rows).splitlines()
-    assert (len(first), first[:8]) == (80, "sm120  a")
-    assert second.startswith("       a a")
-    assert last == "cpu    b"
-
-
-def test_table_of_nothing() -> None:
-    assert summary_table([]) == ""
-
-
-CELLS = st.text(alphabet="ab 12.", max_size=60).map(lambda text: " ".join(text.split()))
-
-
-@given(st.lists(st.lists(CELLS, min_size=1, max_size=5), min_size=1, max_size=6))
-def test_table_fits_and_loses_nothing(rows: list[list[str]]) -> None:
-    table = summary_table(rows)
-    assert all(len(line) <= 80 for line in table.splitlines())
-    letters = [letter for row in rows for cell in row for letter in cell if letter != " "]
-    assert sorted(letters) == sorted("".join(table.split()))

@@ -14,7 +14,6 @@ from llama_images.patch_series import PatchSeries, make_series
 from llama_images.ports import Layer
 from llama_images.tables import (
     demo_table,
-    duration,
     layer_rows,
     layer_table,
     matrix_rows,
@@ -63,14 +62,6 @@ def test_no_cell_is_lost(rows: list[list[str]]) -> None:
         for cell in row:
             for word in cell.split():
                 assert any(word in part for part in found)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.04, "0.0 s"), (12.34, "12.3 s"), (99.94, "99.9 s"), (100, "1:40"), (1581, "26:21")],
-)
-def test_durations(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
 
 
 def test_the_matrix_table_has_a_row_for_every_architecture(matrix: Matrix) -> None:
