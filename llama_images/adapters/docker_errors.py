@@ -10,6 +10,7 @@ from typing import Final
 import docker.errors
 import requests.exceptions
 
+from llama_images.adapters.network import causes
 from llama_images.errors import OutsideError
 from llama_images.ports import RunRequest
 
@@ -20,14 +21,14 @@ ANSWER_SECONDS: Final = 60
 def connection_error(error: BaseException, address: str) -> OutsideError:
     """The error for an engine that can't be reached: no socket, nobody listening, or no permission."""
     where = f" at {address}"
-    causes = list(_causes(error))
-    text = " ".join(str(cause) for cause in causes)
-    if any(isinstance(cause, PermissionError) for cause in causes) or "Permission denied" in text:
+    found = list(causes(error))
+    text = " ".join(str(cause) for cause in found)
+    if any(isinstance(cause, PermissionError) for cause in found) or "Permission denied" in text:
         return OutsideError(
             f"you may not use the Docker Engine{where}: its socket refuses this user",
             hint="Run `sudo usermod -aG docker $USER` and log in again, or use sudo.",
         )
-    if any(isinstance(cause, FileNotFoundError) for cause in causes) or "No such file or directory" in text:
+    if any(isinstance(cause, FileNotFoundError) for cause in found) or "No such file or directory" in text:
         if shutil.which("dockerd") is None:
             return OutsideError(
                 f"no Docker Engine runs{where}: there is no socket, and dockerd is not installed here",
@@ -37,7 +38,7 @@ def connection_error(error: BaseException, address: str) -> OutsideError:
             f"no Docker Engine runs{where}: there is no socket",
             hint="Start it: `sudo systemctl start docker`, or `sudo dockerd` without systemd.",
         )
-    if any(isinstance(cause, ConnectionRefusedError) for cause in causes) or "Connection refused" in text:
+    if any(isinstance(cause, ConnectionRefusedError) for cause in found) or "Connection refused" in text:
         if not address.startswith("unix:"):
             return OutsideError(
                 f"no Docker Engine answers{where}: nothing listens there",
@@ -56,28 +57,6 @@ def connection_error(error: BaseException, address: str) -> OutsideError:
         f"the Docker Engine{where} can't be reached: {_one_line(str(error))}",
         hint="See `docker version`; DOCKER_HOST and `docker context ls` say which engine is meant.",
     )
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, and every other one inside of it: requests and urllib3 keep theirs among the arguments."""
-    waiting: list[BaseException] = [error]
-    seen: set[int] = set()
-    while waiting:
-        current = waiting.pop()
-        if id(current) in seen:
-            continue
-        seen.add(id(current))
-        yield current
-        waiting += [
-            other
-            for other in (
-                current.__cause__,
-                current.__context__,
-                getattr(current, "reason", None),
-                *current.args,
-            )
-            if isinstance(other, BaseException)
-        ]
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ import json
 import socket
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +21,7 @@ from urllib.parse import urljoin, urlsplit
 
 import requests
 
+from llama_images.adapters.network import LOOPBACK, reason
 from llama_images.adapters.process import termination_as_interrupt
 from llama_images.errors import OutsideError
 
@@ -248,7 +249,7 @@ class RegistryClient:
             answer = _request(method, f"{self._base}{path}", accept=accept, timeout=self._timeout)
         except requests.RequestException as error:
             raise OutsideError(
-                f"the registry {self._name} can't be reached: {_reason(error)}",
+                f"the registry {self._name} can't be reached: {reason(error)}",
                 hint="check its address, the network and the proxy settings",
             ) from None
         if answer.status_code == 404:
@@ -276,29 +277,6 @@ class _Missing(OutsideError):  # noqa: N818 - says what is wrong, as CheckFailed
 
 def _request(method: str, url: str, *, accept: str, timeout: float) -> requests.Response:
     with requests.Session() as session:
-        if urlsplit(url).hostname in ("127.0.0.1", "localhost", "::1"):
+        if urlsplit(url).hostname in LOOPBACK:
             session.trust_env = False  # a proxy can't reach this machine's loopback
         return session.request(method, url, headers={"Accept": accept}, timeout=timeout)
-
-
-def _reason(error: requests.RequestException) -> str:
-    """The innermost cause in a few words; requests wraps it in pages of names."""
-    if isinstance(error, requests.Timeout):
-        return "no answer in time"
-    if isinstance(error, requests.exceptions.SSLError):
-        return "its TLS certificate is not trusted"
-    for cause in _causes(error):
-        if isinstance(cause, OSError) and cause.strerror:
-            return cause.strerror.lower()
-    return type(error).__name__
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen: list[BaseException] = []
-    waiting: list[BaseException] = [error]
-    while waiting and len(seen) < 20:
-        here = waiting.pop()
-        seen.append(here)
-        yield here
-        inner = [here.__cause__, here.__context__, getattr(here, "reason", None), *here.args]
-        waiting += [cause for cause in inner if isinstance(cause, BaseException) and cause not in seen]

@@ -21,13 +21,12 @@ import requests
 
 from llama_images.adapters.git_messages import last_words
 from llama_images.adapters.git_program import Git
-from llama_images.adapters.registry import RegistryClient, _reason
+from llama_images.adapters.network import LOOPBACK, reason
+from llama_images.adapters.registry import RegistryClient
 from llama_images.errors import OutsideError
 from llama_images.matrix import Platform
 from llama_images.pins import PublishedImage, PublishedWheel
 from llama_images.ports import Finished, Programs
-
-_LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 
 _MACHINES: Final[Mapping[Platform, str]] = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
 
@@ -161,7 +160,7 @@ def locate(name: str) -> tuple[str, str, str]:
     if host == docker.auth.INDEX_NAME:
         host = urlsplit(docker.auth.INDEX_URL).netloc
         repository = repository if "/" in repository else f"library/{repository}"
-    scheme = "http" if urlsplit(f"//{host}").hostname in _LOOPBACK else "https"
+    scheme = "http" if urlsplit(f"//{host}").hostname in LOOPBACK else "https"
     return f"{scheme}://{host}", repository, tag
 
 
@@ -203,7 +202,7 @@ class TokenRegistryClient(RegistryClient):
         token = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         try:
             with requests.Session() as session:
-                if urlsplit(url).hostname in _LOOPBACK:
+                if urlsplit(url).hostname in LOOPBACK:
                     session.trust_env = False  # a proxy can't reach this machine's loopback
                 # requests takes the token off again where it is redirected to another host.
                 return session.request(
@@ -212,7 +211,7 @@ class TokenRegistryClient(RegistryClient):
         except requests.RequestException as error:
             host = urlsplit(url).netloc
             raise OutsideError(
-                f"the registry {host} can't be reached: {_reason(error)}",
+                f"the registry {host} can't be reached: {reason(error)}",
                 hint="check the network and the proxy, or leave the images out: --only wheels --only source",
             ) from None
 

@@ -1,0 +1,37 @@
+"""What adapters that speak HTTP share: why a request failed, and which hosts no proxy reaches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+import requests
+
+LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
+"""Hosts that are this machine: a proxy can't reach them."""
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, and every other one inside of it: requests and urllib3 keep theirs among the arguments."""
+    waiting: list[BaseException] = [error]
+    seen: set[int] = set()
+    while waiting:
+        current = waiting.pop()
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        yield current
+        inner = (current.__cause__, current.__context__, getattr(current, "reason", None), *current.args)
+        waiting += [other for other in inner if isinstance(other, BaseException)]
+
+
+def reason(error: requests.RequestException) -> str:
+    """Why a request failed, in a few words; requests wraps it in pages of names."""
+    if isinstance(error, requests.Timeout):
+        return "no answer in time"
+    if isinstance(error, requests.exceptions.SSLError):
+        return "its TLS certificate is not trusted"
+    for cause in causes(error):
+        if isinstance(cause, OSError) and cause.strerror:
+            return cause.strerror.lower()
+    return type(error).__name__
