@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 
+def last_line(text: str, *, otherwise: str) -> str:
+    """The last line of a program's output that is not empty, without space around it."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else otherwise
+
+
 def duration(seconds: float) -> str:
     """A time for people: "0.4 s", "12.3 s", "26 min 21 s", "1 h 02 min"."""
     if seconds < 59.95:

@@ -40,6 +40,7 @@ from llama_images.ports import (
     RunRequest,
     RunResult,
 )
+from llama_images.words import last_line
 
 BUILD_ARGUMENTS: Final = "LLAMA_IMAGES_PODMAN_BUILD_ARGS"
 RUN_ARGUMENTS: Final = "LLAMA_IMAGES_PODMAN_RUN_ARGS"
@@ -355,18 +356,14 @@ def _no_image(reference: str) -> OutsideError:
     return OutsideError(f"podman has no image {reference}", hint="Build it, or pull it, first.")
 
 
-def _last_line(finished: Finished) -> str:
-    lines = [line.strip() for line in finished.error_text.splitlines() if line.strip()]
-    return lines[-1].removeprefix("Error: ") if lines else f"exit code {finished.returncode}"
-
-
 def _error(doing: str, finished: Finished) -> OutsideError:
     if "no space left on device" in finished.error_text.lower():
         return OutsideError(
             f"podman can't {doing}: its disk is full (no space left on device)",
             hint="Free space where podman keeps its images (`podman info`, graphRoot).",
         )
-    return OutsideError(f"podman can't {doing}: {_last_line(finished)}")
+    words = last_line(finished.error_text, otherwise=f"exit code {finished.returncode}")
+    return OutsideError(f"podman can't {doing}: {words.removeprefix('Error: ')}")
 
 
 def _container_error(doing: str, finished: Finished) -> OutsideError:

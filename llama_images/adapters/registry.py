@@ -24,6 +24,7 @@ import requests
 from llama_images.adapters.network import LOOPBACK, reason
 from llama_images.adapters.process import termination_as_interrupt
 from llama_images.errors import OutsideError
+from llama_images.words import last_line
 
 PROGRAM = "docker-registry"
 START_SECONDS = 15.0
@@ -114,11 +115,11 @@ class LocalRegistry:
             if code is None and time.monotonic() < deadline:
                 time.sleep(0.05)
                 continue
-            said = log.read_text(errors="replace").splitlines() if log.exists() else []
-            if code is not None and any("address already in use" in line for line in said):
+            said = log.read_text(errors="replace") if log.exists() else ""
+            if code is not None and "address already in use" in said:
                 raise _PortTaken
             state = f"ended with code {code}" if code is not None else f"is silent after {START_SECONDS:g} s"
-            words = said[-1][:300] if said else "it printed nothing"
+            words = last_line(said, otherwise="it printed nothing")[:300]
             raise OutsideError(
                 f"{PROGRAM} {state}: {words}", hint="run 'docker-registry serve' by hand to see why"
             )

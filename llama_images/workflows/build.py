@@ -25,6 +25,7 @@ from llama_images.render import (
     source_folder,
 )
 from llama_images.selection import Target, local_reference
+from llama_images.words import last_line
 from llama_images.workflows.workshop import Workshop
 
 INPUTS_LABEL = f"{LABEL_PREFIX}.inputs"
@@ -99,7 +100,7 @@ def ensure_base(
         if finished.returncode != 0:
             raise OutsideError(
                 f"mmdebstrap could not make the system of {base.suite} (exit {finished.returncode}): "
-                f"{_last_line(finished.error_text)}",
+                f"{last_line(finished.error_text, otherwise='it printed nothing')}",
                 hint=f"the whole output is in {log}; does the distribution's mirror answer?",
             )
         (context / "Dockerfile").write_text(dockerfile, "utf-8")
@@ -223,8 +224,3 @@ def _built_image(engine: Engine, reference: str) -> ImageInfo:
             hint="this builder keeps its results to itself: use one of the docker driver",
         )
     return image
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "it printed nothing"

@@ -1,10 +1,10 @@
-"""Times for people."""
+"""Words for people."""
 
 from __future__ import annotations
 
 import pytest
 
-from llama_images.words import duration
+from llama_images.words import duration, last_line
 
 
 @pytest.mark.parametrize(
@@ -21,3 +21,16 @@ from llama_images.words import duration
 )
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("I: running\nE: no such host\n\n", "E: no such host"),
+        ("one\r\n  two \r\n \t\n", "two"),
+        ("", "nothing"),
+        (" \n\n", "nothing"),
+    ],
+)
+def test_last_line(text: str, line: str) -> None:
+    assert last_line(text, otherwise="nothing") == line
