@@ -153,7 +153,6 @@ class BuildRequest:
     build_args: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, Path] = field(default_factory=dict)
     """Identifier to file; shown to single steps and kept out of every layer."""
-    no_cache: bool = False
     log: Path
     """Everything the engine prints ends here."""
 

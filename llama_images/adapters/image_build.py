@@ -38,8 +38,6 @@ def common_arguments(request: BuildRequest, *, engine_platform: str) -> list[str
         arguments += ["--build-arg", name]
     for identifier, path in request.secrets.items():
         arguments += ["--secret", f"id={identifier},{csv_field(f'src={path.resolve()}')}"]
-    if request.no_cache:
-        arguments.append("--no-cache")
     return arguments
 
 

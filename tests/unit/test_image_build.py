@@ -98,11 +98,10 @@ def test_arguments() -> None:
         labels={"a": "b c"},
         build_args={"JOBS": "2"},
         secrets={"ca": Path("/etc/ca.pem")},
-        no_cache=True,
         log=LOG,
     )
     shared = ["--file", "images/sm120/Dockerfile", "--tag", "example:1"]
-    rest = ["--label", "a=b c", "--build-arg", "JOBS", "--secret", "id=ca,src=/etc/ca.pem", "--no-cache"]
+    rest = ["--label", "a=b c", "--build-arg", "JOBS", "--secret", "id=ca,src=/etc/ca.pem"]
     assert common_arguments(request, engine_platform="linux/arm64") == [*shared, *rest]
     other = common_arguments(request, engine_platform="linux/amd64")
     assert other == [*shared, "--platform", "linux/arm64", *rest]
