@@ -34,6 +34,7 @@ from llama_images.adapters.upstreams import PublicUpstreams
 from llama_images.errors import CheckFailed, LlamaImagesError, UsageError
 from llama_images.matrix import load_matrix
 from llama_images.plan import Plan, choose, make_plan
+from llama_images.platforms import platform_of
 from llama_images.ports import Engine
 from llama_images.render import drift, drifted_paths, series_of
 from llama_images.selection import local_reference, make_target
@@ -123,11 +124,6 @@ def _repo(repo: str | None) -> str | None:
     return repo or os.environ.get(REPO_VARIABLE) or None
 
 
-def _host_platform() -> str:
-    names = {"x86_64": "linux/amd64", "aarch64": "linux/arm64", "arm64": "linux/arm64"}
-    return names.get(machine.machine(), f"linux/{machine.machine()}")
-
-
 def _native() -> Sequence[str]:
     return NvidiaGpus().compute_capabilities()
 
@@ -169,7 +165,7 @@ def matrix_task(c: Context, json: bool = False, file: str = "") -> None:
 def plan(c: Context, arch: list[str], flavor: list[str], base: str = "", json: bool = False) -> None:
     """What a build would do, doing none of it."""
     shop = _workshop()
-    made = _plan_for(shop, arch, flavor, base or None, _host_platform())
+    made = _plan_for(shop, arch, flavor, base or None, platform_of(machine.machine()))
     if json:
         print(dumps(made.as_json(), indent=2))
         return

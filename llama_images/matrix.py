@@ -24,11 +24,9 @@ from llama_images.matrix_fields import (
     FAMILIES,
     FLAVORS,
     NAME,
-    PLATFORMS,
     Family,
     Flavor,
     FrozenMapping,
-    Platform,
 )
 from llama_images.matrix_messages import explain, keys_of, without_echoes
 from llama_images.matrix_types import (
@@ -43,11 +41,11 @@ from llama_images.matrix_types import (
     Wheel,
     Wheels,
 )
+from llama_images.platforms import Platform
 
 __all__ = [
     "FAMILIES",
     "FLAVORS",
-    "PLATFORMS",
     "Architecture",
     "Base",
     "Defaults",

@@ -14,11 +14,9 @@ from pydantic import AfterValidator, AwareDatetime, BeforeValidator, WithJsonSch
 from pydantic.config import JsonDict
 from pydantic_core import PydanticCustomError
 
-Platform = Literal["linux/amd64", "linux/arm64"]
 Flavor = Literal["patched", "stock"]
 Family = Literal["volta", "turing", "ampere", "ada", "hopper", "blackwell"]
 
-PLATFORMS: Final[tuple[Platform, ...]] = get_args(Platform)
 FLAVORS: Final[tuple[Flavor, ...]] = get_args(Flavor)
 FAMILIES: Final[tuple[Family, ...]] = get_args(Family)
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from llama_images.located_yaml import KeyPath, did_you_mean, listed
-from llama_images.matrix_fields import Platform
 from llama_images.matrix_types import Architecture, Base, Defaults, Source, Toolkit, Wheel
+from llama_images.platforms import Platform
 
 Report = Callable[[KeyPath, str], None]
 

@@ -20,7 +20,6 @@ from llama_images.matrix_fields import (
     Name,
     Package,
     Plain,
-    Platform,
     Ptx,
     Ref,
     Repository,
@@ -36,6 +35,7 @@ from llama_images.matrix_fields import (
     WheelVersion,
     unique,
 )
+from llama_images.platforms import Platform
 
 
 class _Row(BaseModel):

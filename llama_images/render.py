@@ -12,8 +12,9 @@ from typing import Any
 import jinja2
 
 from llama_images.errors import UsageError
-from llama_images.matrix import Base, Matrix, Platform, Source, Toolkit, json_schema
+from llama_images.matrix import Base, Matrix, Source, Toolkit, json_schema
 from llama_images.patch_series import PatchSeries
+from llama_images.platforms import MACHINES
 from llama_images.selection import Target, all_targets, local_reference
 
 LABEL_PREFIX = "io.github.llama-images"
@@ -25,9 +26,6 @@ TABLE_END = "<!-- images:end -->"
 # llama.cpp; glibc; libstdc++, libgcc and libgomp. Then CUDA's libraries.
 _LICENCES = ("MIT", "LGPL-2.1-or-later", "(GPL-3.0-or-later WITH GCC-exception-3.1)")
 _CUDA_LICENCES = (*_LICENCES, "LicenseRef-NVIDIA-CUDA-EULA")
-
-# `uname -m` of each platform: the scripts in images/common choose by it.
-_MACHINES: Mapping[Platform, str] = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
 
 # Characters that end or escape a word, a quoted string, a variable or a line of a Dockerfile or its shell.
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\"'`$\\<>|&!*?\u0085\u2028\u2029]")
@@ -344,7 +342,7 @@ def render_all(inputs: Inputs) -> dict[str, str]:
         if toolkit.wheels is not None:
             files[f"images/common/{toolkit.name}.txt"] = requirements(toolkit)
     for platform, variants in matrix.cpu_variants.items():
-        files[f"images/common/cpu-variants.{_MACHINES[platform]}"] = "\n".join(
+        files[f"images/common/cpu-variants.{MACHINES[platform]}"] = "\n".join(
             [
                 "# CPU backends, from matrix.yaml by `invoke render`.",
                 *(safe(variant) for variant in variants),
@@ -364,12 +362,9 @@ def _shell(argv: Sequence[str]) -> str:
 
 def is_rendered_path(path: str) -> bool:
     """Whether a file of the repository is one that rendering owns and may remove when its target is gone."""
-    return (
-        re.fullmatch(
-            r"images/[^/]+/Dockerfile|images/common/(cuda-[^/]+\.txt|cpu-variants\.(x86_64|aarch64))", path
-        )
-        is not None
-    )
+    machines = "|".join(MACHINES.values())
+    pattern = rf"images/[^/]+/Dockerfile|images/common/(cuda-[^/]+\.txt|cpu-variants\.({machines}))"
+    return re.fullmatch(pattern, path) is not None
 
 
 def drift(rendered: Mapping[str, str], present: Mapping[str, str]) -> str:

@@ -42,6 +42,7 @@ from llama_images.adapters.image_build import check_inputs, common_arguments, ru
 from llama_images.adapters.process import termination_as_interrupt
 from llama_images.buildlog import BuildSummary
 from llama_images.errors import OutsideError
+from llama_images.platforms import platform_of
 from llama_images.ports import (
     BuildRequest,
     EngineInfo,
@@ -52,13 +53,6 @@ from llama_images.ports import (
     RunRequest,
     RunResult,
 )
-
-_MACHINES: Final[Mapping[str, str]] = {
-    "x86_64": "amd64",
-    "aarch64": "arm64",
-    "amd64": "amd64",
-    "arm64": "arm64",
-}
 
 
 class DockerEngine:
@@ -93,7 +87,7 @@ class DockerEngine:
             builder=f"buildx {chosen.buildx}" if chosen.buildx else "BuildKit through the client",
             cpus=int(info.get("NCPU", 0)),
             memory_bytes=int(info.get("MemTotal", 0)),
-            platform=_platform(info),
+            platform=platform_of(str(info.get("Architecture", "")), system=info.get("OSType") or "linux"),
         )
 
     def describe(self) -> str:
@@ -399,8 +393,3 @@ def _device_requests(gpus: tuple[str, ...]) -> list[docker.types.DeviceRequest] 
     if gpus == ("all",):
         return [docker.types.DeviceRequest(count=-1, capabilities=[["gpu"]])]
     return [docker.types.DeviceRequest(device_ids=list(gpus), capabilities=[["gpu"]])]
-
-
-def _platform(info: Mapping[str, Any]) -> str:
-    machine = str(info.get("Architecture", ""))
-    return f"{info.get('OSType') or 'linux'}/{_MACHINES.get(machine, machine)}"

@@ -24,11 +24,9 @@ from llama_images.adapters.git_program import Git
 from llama_images.adapters.network import LOOPBACK, reason
 from llama_images.adapters.registry import RegistryClient
 from llama_images.errors import OutsideError
-from llama_images.matrix import Platform
 from llama_images.pins import PublishedImage, PublishedWheel
+from llama_images.platforms import MACHINES, Platform
 from llama_images.ports import Finished, Programs
-
-_MACHINES: Final[Mapping[Platform, str]] = {"linux/amd64": "x86_64", "linux/arm64": "aarch64"}
 
 _GLIBC: Final = range(17, 37)
 """Minor versions of glibc 2 that wheels may ask for: up to that of Debian 12, the oldest base."""
@@ -250,7 +248,7 @@ def parse_challenge(header: str) -> dict[str, str]:
 
 def _for(platform: Platform) -> list[str]:
     """pip's options for the wheels that run on a platform with the base's glibc."""
-    machine = _MACHINES[platform]
+    machine = MACHINES[platform]
     tags = [f"manylinux_2_{minor}_{machine}" for minor in reversed(_GLIBC)] + [f"manylinux2014_{machine}"]
     return ["--only-binary=:all:", *(word for tag in tags for word in ("--platform", tag))]
 

@@ -20,6 +20,7 @@ from llama_images.adapters.podman import BUILD_ARGUMENTS, RUN_ARGUMENTS, PodmanE
 from llama_images.adapters.process import SystemPrograms
 from llama_images.adapters.reporter import ConsoleReporter
 from llama_images.errors import OutsideError
+from llama_images.platforms import platform_of
 from llama_images.ports import BuildRequest, Engine, RunRequest
 
 APPLETS = (
@@ -189,8 +190,6 @@ def podman_name(podman_engine: PodmanEngine) -> Iterator[Callable[[], str]]:
 def make_request(tmp_path: Path) -> MakeRequest:
     """Makes a build request from a Dockerfile's text; further arguments are those of BuildRequest."""
 
-    machine = {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), platform.machine())
-
     def make(dockerfile: str, *, tag: str, **others: object) -> BuildRequest:
         context = tmp_path / "context"
         context.mkdir(exist_ok=True)
@@ -202,7 +201,7 @@ def make_request(tmp_path: Path) -> MakeRequest:
             "dockerfile": path,
             "context": context,
             "tag": tag,
-            "platform": f"linux/{machine}",
+            "platform": platform_of(platform.machine()),
             "log": log,
             **others,
         }

@@ -11,6 +11,7 @@ from llama_images.errors import UsageError
 from llama_images.matrix import Matrix, load_matrix
 from llama_images.patch_series import PatchSeries, make_series
 from llama_images.plan import Plan, choose, input_digest, make_plan
+from llama_images.platforms import platform_of
 from llama_images.selection import make_target
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -104,6 +105,20 @@ def test_input_digest_depends_on_every_part_and_not_on_their_order() -> None:
     one = input_digest({"a": "1", "b": ["x"]})
     assert one == input_digest({"b": ["x"], "a": "1"})
     assert len({one, input_digest({"a": "2", "b": ["x"]}), input_digest({"a": "1", "b": ["y"]})}) == 3
+
+
+@pytest.mark.parametrize(
+    ("machine", "platform"),
+    [
+        ("x86_64", "linux/amd64"),
+        ("amd64", "linux/amd64"),
+        ("aarch64", "linux/arm64"),
+        ("arm64", "linux/arm64"),
+        ("riscv64", "linux/riscv64"),
+    ],
+)
+def test_platform_of_a_machine(machine: str, platform: str) -> None:
+    assert platform_of(machine) == platform
 
 
 def test_the_matrix_default_is_left_out_of_an_id(matrix: Matrix) -> None:
