@@ -25,7 +25,8 @@ class Step:
     subject: str
     """What it is done to: a source and flavor, a base, or a target's id."""
     text: str
-    target: Target | None = None
+    target: Target
+    """The target that it is done for, the first of those that share it."""
     details: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -40,7 +41,7 @@ class Plan:
     @property
     def targets(self) -> tuple[Target, ...]:
         """The targets that are built, in order."""
-        return tuple(step.target for step in self.steps if step.kind == "build" and step.target is not None)
+        return tuple(step.target for step in self.steps if step.kind == "build")
 
     def as_json(self) -> dict[str, Any]:
         """For ``--json``: what CI turns into a job matrix."""
@@ -89,6 +90,11 @@ def choose(
     return replace(selection, targets=tuple(targets), left_out=tuple(left_out))
 
 
+def source_subject(target: Target) -> str:
+    """The subject of the step that checks the target's source out: one for each source and flavor."""
+    return f"{target.source.name}-{target.flavor}"
+
+
 def make_plan(selection: Selection, *, series: Mapping[str, PatchSeries], platform: str) -> Plan:
     """The steps that build and smoke-test ``selection`` on ``platform``."""
     sources: dict[str, Step] = {}
@@ -98,11 +104,12 @@ def make_plan(selection: Selection, *, series: Mapping[str, PatchSeries], platfo
         source, base = target.source, target.base
         own_series = series_of(target, series)
         what = f"with {len(own_series.patches)} patch(es)" if own_series is not None else "as it is"
+        subject = source_subject(target)
         sources.setdefault(
-            f"{source.name}-{target.flavor}",
+            subject,
             Step(
                 kind="source",
-                subject=f"{source.name}-{target.flavor}",
+                subject=subject,
                 text=f"check out {source.commit[:12]} of {source.repository} {what}",
                 target=target,
                 details={"commit": source.commit, "tree": source.tree, "flavor": target.flavor},

@@ -15,7 +15,7 @@ from typing import Literal
 from llama_images.buildlog import BuildSummary
 from llama_images.errors import OutsideError
 from llama_images.matrix import Base
-from llama_images.plan import Plan, input_digest
+from llama_images.plan import Plan, input_digest, source_subject
 from llama_images.ports import BuildRequest, CheckedOut, Engine, ImageInfo
 from llama_images.render import (
     LABEL_PREFIX,
@@ -54,25 +54,60 @@ def build_all(
     second call goes on from there.
     """
     files = shop.rendered()
+    trees = check_out_sources(shop, plan, repo=repo)
+    bases = make_bases(shop, engine, plan, files=files)
+    return build_targets(shop, engine, plan, files=files, trees=trees, bases=bases, rebuild=rebuild)
+
+
+def check_out_sources(shop: Workshop, plan: Plan, *, repo: str | None) -> dict[str, CheckedOut]:
+    """Do the plan's source steps: trees by the steps' subjects. Raises OutsideError or CheckFailed."""
     trees: dict[str, CheckedOut] = {}
-    bases: dict[str, ImageInfo] = {}
-    results: list[Built] = []
     for step in plan.steps:
-        target = step.target
-        assert target is not None
         if step.kind == "source":
             with shop.reporter.activity(f"source {step.subject}"):
-                series = series_of(target, shop.series)
-                trees[step.subject] = shop.source_tree.checkout(target.source, series, repo=repo)
-        elif step.kind == "base":
-            bases[step.subject] = ensure_base(shop, engine, target.base, files=files)
-        elif step.kind == "build":
-            tree = trees[f"{target.source.name}-{target.flavor}"]
-            base = bases.get(base_reference(target.base))
-            results.append(
-                _build(shop, engine, target, tree, base, files, platform=plan.platform, rebuild=rebuild)
-            )
-    return results
+                series = series_of(step.target, shop.series)
+                trees[step.subject] = shop.source_tree.checkout(step.target.source, series, repo=repo)
+    return trees
+
+
+def make_bases(
+    shop: Workshop, engine: Engine, plan: Plan, *, files: Mapping[str, str]
+) -> dict[str, ImageInfo]:
+    """Do the plan's base steps: images by the steps' subjects. ``files`` are the rendered ones.
+
+    Raises OutsideError, see ``ensure_base``.
+    """
+    return {
+        step.subject: ensure_base(shop, engine, step.target.base, files=files)
+        for step in plan.steps
+        if step.kind == "base"
+    }
+
+
+def build_targets(
+    shop: Workshop,
+    engine: Engine,
+    plan: Plan,
+    *,
+    files: Mapping[str, str],
+    trees: Mapping[str, CheckedOut],
+    bases: Mapping[str, ImageInfo],
+    rebuild: bool = False,
+) -> list[Built]:
+    """Do the plan's build steps, with what its source and base steps have made. Raises OutsideError."""
+    return [
+        _build(
+            shop,
+            engine,
+            target,
+            trees[source_subject(target)],
+            bases.get(base_reference(target.base)),
+            files,
+            platform=plan.platform,
+            rebuild=rebuild,
+        )
+        for target in plan.targets
+    ]
 
 
 def ensure_base(

@@ -12,10 +12,10 @@ from pathlib import Path
 from llama_images import validators
 from llama_images.errors import CheckFailed, LlamaImagesError, OutsideError
 from llama_images.matrix import Matrix
-from llama_images.plan import Plan, choose, make_plan
+from llama_images.plan import Plan, choose, make_plan, source_subject
 from llama_images.ports import Engine, RegistryReader, RegistryServer
-from llama_images.render import base_reference, drifted_paths, series_of
-from llama_images.workflows.build import Built, build_all, ensure_base
+from llama_images.render import base_reference, drifted_paths
+from llama_images.workflows.build import Built, build_targets, check_out_sources, make_bases
 from llama_images.workflows.smoke import smoke
 from llama_images.workflows.workshop import Workshop
 
@@ -78,11 +78,12 @@ def demo(
         say(", ".join(step.kind for step in plan.steps))
     target = plan.targets[0]
     with log.part("base image") as say:
-        base = ensure_base(shop, engine, target.base, files=files)
-        say(f"{base_reference(target.base)}, {base.size_bytes / 1e6:.0f} MB")
+        bases = make_bases(shop, engine, plan, files=files)
+        say(", ".join(f"{name}, {image.size_bytes / 1e6:.0f} MB" for name, image in bases.items()))
     try:
         with log.part("source") as say:
-            tree = shop.source_tree.checkout(target.source, series_of(target, shop.series), repo=repo)
+            trees = check_out_sources(shop, plan, repo=repo)
+            tree = trees[source_subject(target)]
             say(f"tree {tree.tree[:12]} as pinned, {tree.patched_tree[:12]} with the series")
     except OutsideError as error:
         # What can be shown without the source is shown; if that fails too, this error is the one to mend.
@@ -90,7 +91,7 @@ def demo(
             say(_round_trip(engine, base_reference(target.base), "base", registry, reader))
         raise error
     with log.part("image") as say:
-        (built,) = build_all(shop, engine, plan, repo=repo)
+        (built,) = build_targets(shop, engine, plan, files=files, trees=trees, bases=bases)
         say(_built_text(built))
     with log.part("tiny synthetic model") as say:
         path = model()

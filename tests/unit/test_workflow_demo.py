@@ -182,6 +182,7 @@ def test_a_failing_build_is_told_as_such_and_is_not_taken_for_a_missing_source(h
     assert raised.value is error
     assert names(log) == [*BEFORE_SOURCE, "source", "image"]
     assert text_of(log, "image") == "failed: step 7 failed"
+    assert len(house.source_tree.asked) == 1, "the source was checked out again for the image"
     assert registry.events == []
 
 
