@@ -214,20 +214,26 @@ class Engine(Protocol):
         """Sizes of every layer, lowest first; empty ones left out."""
 
 
-class HeldImage(Protocol):
-    """What a registry holds under a name."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeldImage:
+    """An image that a registry holds, every byte of it read."""
 
-    @property
-    def digest(self) -> str: ...
-    @property
-    def compressed_bytes(self) -> int:
-        """Sum of the layers, as they are pulled."""
+    digest: str
+    """Of its manifest, or of its index where it is for several platforms."""
+    blobs: int
+    """How many were read: configurations and layers."""
+    compressed_bytes: int
+    """Sum of the layers, as they are pulled."""
 
 
 class RegistryReader(Protocol):
     """Questions to a registry."""
 
-    def manifest(self, repository: str, reference: str) -> HeldImage: ...
+    def read_image(self, repository: str, reference: str) -> HeldImage:
+        """Read an image's manifest and every blob that it names, and compare sizes and digests with it.
+
+        Raises OutsideError where the registry can't be reached, or lacks or alters a part.
+        """
 
 
 class RegistryServer(Protocol):

@@ -24,10 +24,13 @@ import requests
 from llama_images.adapters.network import LOOPBACK, reason
 from llama_images.adapters.process import termination_as_interrupt
 from llama_images.errors import OutsideError
+from llama_images.ports import HeldImage
 from llama_images.words import last_line
 
 PROGRAM = "docker-registry"
 START_SECONDS = 15.0
+
+_CHUNK = 1 << 20
 
 
 class Running(Protocol):
@@ -126,7 +129,7 @@ class LocalRegistry:
 
     def _answers(self) -> bool:
         try:
-            return _request("GET", f"{self.url}/v2/", accept="*/*", timeout=2).status_code == 200
+            return _get(f"{self.url}/v2/", accept="*/*", timeout=2).status_code == 200
         except requests.RequestException:
             return False
 
@@ -163,11 +166,6 @@ class Manifest:
     media_type: str
     content: Mapping[str, Any]
     raw: bytes
-
-    @property
-    def compressed_bytes(self) -> int:
-        """Sum of the layers, as they are pulled; 0 for an index, which has none of its own."""
-        return sum(int(layer["size"]) for layer in self.content.get("layers", ()))
 
 
 ACCEPTED = (
@@ -216,16 +214,53 @@ class RegistryClient:
             raise OutsideError(f"{self._name} sent {found} for {repository}@{digest}", hint="fetch it again")
         return answer.content
 
-    def blob_size(self, repository: str, digest: str) -> int:
-        """Bytes that the registry holds for a blob, without fetching it."""
-        what = f"{repository}@{digest}"
-        answer = self._ask(f"/v2/{repository}/blobs/{digest}", what, method="HEAD")
+    def read_image(self, repository: str, reference: str) -> HeldImage:
+        """Read an image through, see ``ports.RegistryReader``; no layer is held as a whole."""
+        top = self.manifest(repository, reference)
+        manifests = [top]
+        blobs = compressed = 0
         try:
-            return int(answer.headers["Content-Length"])
-        except (KeyError, ValueError):
+            for entry in top.content.get("manifests", ()):
+                manifests.append(self.manifest(repository, str(entry["digest"])))
+                self._compare_size(f"{repository}@{entry['digest']}", len(manifests[-1].raw), entry["size"])
+            for manifest in manifests:
+                if manifest is top and "manifests" in top.content:
+                    continue  # an index has no blobs of its own
+                config, layers = manifest.content["config"], manifest.content["layers"]
+                for part in (config, *layers):
+                    self._read_blob(repository, str(part["digest"]), part["size"])
+                blobs += 1 + len(layers)
+                compressed += sum(layer["size"] for layer in layers)
+        except (KeyError, TypeError):
             raise OutsideError(
-                f"{self._name} gives no size for {what}", hint="ask another registry"
+                f"what {self._name} holds as {repository} {reference} is no image",
+                hint="check the name and the tag",
             ) from None
+        return HeldImage(digest=top.digest, blobs=blobs, compressed_bytes=compressed)
+
+    def _read_blob(self, repository: str, digest: str, size: int) -> None:
+        what = f"{repository}@{digest}"
+        answer = self._ask(f"/v2/{repository}/blobs/{digest}", what, stream=True)
+        found, count = hashlib.sha256(), 0
+        with answer:
+            try:
+                for chunk in answer.iter_content(_CHUNK):
+                    found.update(chunk)
+                    count += len(chunk)
+            except requests.RequestException as error:
+                raise self._unreachable(error) from None
+        self._compare_size(what, count, size)
+        if digest != f"sha256:{found.hexdigest()}":
+            raise OutsideError(
+                f"{self._name} sent sha256:{found.hexdigest()} for {what}", hint="fetch it again"
+            )
+
+    def _compare_size(self, what: str, found: int, stated: int) -> None:
+        if found != stated:
+            raise OutsideError(
+                f"{self._name} sent {found} bytes for {what}, of which {stated} were stated",
+                hint="fetch it again",
+            )
 
     def tags(self, repository: str) -> tuple[str, ...]:
         """Every tag of a repository, sorted; none where the repository is unknown."""
@@ -245,14 +280,13 @@ class RegistryClient:
             path = f"{there.path}?{there.query}"
         return tuple(sorted(tags))
 
-    def _ask(self, path: str, what: str, *, accept: str = "*/*", method: str = "GET") -> requests.Response:
+    def _ask(self, path: str, what: str, *, accept: str = "*/*", stream: bool = False) -> requests.Response:
         try:
-            answer = _request(method, f"{self._base}{path}", accept=accept, timeout=self._timeout)
+            answer = _get(f"{self._base}{path}", accept=accept, timeout=self._timeout, stream=stream)
         except requests.RequestException as error:
-            raise OutsideError(
-                f"the registry {self._name} can't be reached: {reason(error)}",
-                hint="check its address, the network and the proxy settings",
-            ) from None
+            raise self._unreachable(error) from None
+        if answer.status_code != 200:
+            answer.close()  # the body of a refusal is not read where it would be streamed
         if answer.status_code == 404:
             raise _Missing(f"{self._name} has no {what}", hint="check the name and the tag")
         if answer.status_code != 200:
@@ -261,6 +295,12 @@ class RegistryClient:
                 hint="log in first" if answer.status_code in (401, 403) else "look at the registry's log",
             )
         return answer
+
+    def _unreachable(self, error: requests.RequestException) -> OutsideError:
+        return OutsideError(
+            f"the registry {self._name} can't be reached: {reason(error)}",
+            hint="check its address, the network and the proxy settings",
+        )
 
     def _json(self, answer: requests.Response, what: str) -> Mapping[str, Any]:
         try:
@@ -276,8 +316,8 @@ class _Missing(OutsideError):  # noqa: N818 - says what is wrong, as CheckFailed
     """The registry answers, and does not have it."""
 
 
-def _request(method: str, url: str, *, accept: str, timeout: float) -> requests.Response:
+def _get(url: str, *, accept: str, timeout: float, stream: bool = False) -> requests.Response:
     with requests.Session() as session:
         if urlsplit(url).hostname in LOOPBACK:
             session.trust_env = False  # a proxy can't reach this machine's loopback
-        return session.request(method, url, headers={"Accept": accept}, timeout=timeout)
+        return session.get(url, headers={"Accept": accept}, timeout=timeout, stream=stream)

@@ -173,12 +173,12 @@ class TokenRegistryClient(RegistryClient):
         super().__init__(base_url, timeout=timeout)
         self._token: str | None = None
 
-    def _ask(self, path: str, what: str, *, accept: str = "*/*", method: str = "GET") -> requests.Response:
+    def _ask(self, path: str, what: str, *, accept: str = "*/*", stream: bool = False) -> requests.Response:
         headers = {"Accept": accept}
-        answer = self._send(method, f"{self._base}{path}", headers)
+        answer = self._send(f"{self._base}{path}", headers, stream=stream)
         if answer.status_code == 401:
             self._token = self._new_token(answer, what)
-            answer = self._send(method, f"{self._base}{path}", headers)
+            answer = self._send(f"{self._base}{path}", headers, stream=stream)
         if answer.status_code == 404:
             raise OutsideError(f"{self._name} has no {what}", hint="check the name and the tag in the matrix")
         if answer.status_code == 429:
@@ -195,7 +195,12 @@ class TokenRegistryClient(RegistryClient):
         return answer
 
     def _send(
-        self, method: str, url: str, headers: Mapping[str, str], parameters: Mapping[str, str] | None = None
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        parameters: Mapping[str, str] | None = None,
+        *,
+        stream: bool = False,
     ) -> requests.Response:
         token = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         try:
@@ -203,8 +208,12 @@ class TokenRegistryClient(RegistryClient):
                 if urlsplit(url).hostname in LOOPBACK:
                     session.trust_env = False  # a proxy can't reach this machine's loopback
                 # requests takes the token off again where it is redirected to another host.
-                return session.request(
-                    method, url, headers={**headers, **token}, params=parameters, timeout=self._timeout
+                return session.get(
+                    url,
+                    headers={**headers, **token},
+                    params=parameters,
+                    timeout=self._timeout,
+                    stream=stream,
                 )
         except requests.RequestException as error:
             host = urlsplit(url).netloc
@@ -221,7 +230,7 @@ class TokenRegistryClient(RegistryClient):
         if not realm.hostname or realm.scheme not in ("https", urlsplit(self._base).scheme):
             raise self._wants_login(what)
         parameters: dict[str, str] = {key: challenge[key] for key in ("service", "scope") if key in challenge}
-        answer = self._send("GET", realm.geturl(), {"Accept": "application/json"}, parameters)
+        answer = self._send(realm.geturl(), {"Accept": "application/json"}, parameters)
         try:
             content = answer.json() if answer.status_code == 200 else {}
             token = content.get("token") or content.get("access_token")

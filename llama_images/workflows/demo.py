@@ -137,15 +137,18 @@ def _round_trip(
     registry: RegistryServer,
     reader: Callable[[str], RegistryReader],
 ) -> str:
-    """Push the image to a real registry server started for this, and read back what it holds."""
+    """Push the image to a real registry server started for this, and read back every byte that it holds."""
     with registry as server:
         remote = f"{server.host}/llama-diffusion:{tag}"
         engine.tag(reference, remote)
         try:
             digest = engine.push(remote, lambda _text: None)
-            held = reader(server.url).manifest("llama-diffusion", digest)
+            held = reader(server.url).read_image("llama-diffusion", digest)
         finally:
             engine.remove_tag(remote)
     if held.digest != digest:
         raise CheckFailed(f"the registry holds {held.digest}, pushed was {digest}")
-    return f"pushed and read back {digest[:19]}…, {held.compressed_bytes / 1e6:.1f} MB compressed"
+    return (
+        f"pushed and read back {digest[:19]}…: manifest and {held.blobs} blobs as stated, "
+        f"{held.compressed_bytes / 1e6:.1f} MB compressed"
+    )

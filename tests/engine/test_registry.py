@@ -21,6 +21,7 @@ from docker.models.images import Image
 from llama_images.adapters.process import SystemPrograms
 from llama_images.adapters.registry import PROGRAM, LocalRegistry, RegistryClient
 from llama_images.errors import OutsideError
+from llama_images.ports import HeldImage
 
 needs_program = pytest.mark.skipif(shutil.which(PROGRAM) is None, reason=f"{PROGRAM} is not installed")
 
@@ -81,12 +82,12 @@ def test_a_pushed_image_is_found_by_tag_and_by_digest(client: RegistryClient, pu
 
 @needs_program
 @pytest.mark.engine
-def test_blobs_have_the_sizes_and_the_bytes_that_the_manifest_states(
-    client: RegistryClient, pushed: Pushed
-) -> None:
+def test_a_pushed_image_is_read_through(client: RegistryClient, pushed: Pushed) -> None:
     manifest = client.manifest(pushed.repository, "one").content
-    for part in (manifest["config"], *manifest["layers"]):
-        assert client.blob_size(pushed.repository, part["digest"]) == part["size"]
+    held = client.read_image(pushed.repository, pushed.digests["one"])
+    assert held == HeldImage(
+        digest=pushed.digests["one"], blobs=2, compressed_bytes=manifest["layers"][0]["size"]
+    )
     layer = client.blob(pushed.repository, manifest["layers"][0]["digest"])
     with tarfile.open(fileobj=io.BytesIO(layer), mode="r:gz") as tar:
         file = tar.extractfile("hello")
@@ -103,7 +104,7 @@ def test_what_the_registry_lacks_is_one_clear_line(client: RegistryClient, regis
     for ask in (
         lambda: client.manifest("no/such", "tag"),
         lambda: client.manifest("no/such", nothing),
-        lambda: client.blob_size("no/such", nothing),
+        lambda: client.read_image("no/such", nothing),
         lambda: client.blob("no/such", nothing),
     ):
         with pytest.raises(OutsideError, match=f"^{registry.host} has no no/such[:@]") as caught:
@@ -291,12 +292,64 @@ def test_tags_come_in_pages() -> None:
         assert client.tags("a") == ()
 
 
-def test_a_blob_is_checked_and_a_size_needs_its_header() -> None:
-    with serving({f"/v2/a/blobs/{OTHER}": (200, {}, BODY)}) as client:
-        with pytest.raises(OutsideError, match=f"sent {DIGEST} for a@{OTHER}"):
-            client.blob("a", OTHER)
-        with pytest.raises(OutsideError, match="gives no size"):
-            client.blob_size("a", OTHER)
+def test_a_blob_is_checked() -> None:
+    served = serving({f"/v2/a/blobs/{OTHER}": (200, {}, BODY)})
+    with served as client, pytest.raises(OutsideError, match=f"sent {DIGEST} for a@{OTHER}"):
+        client.blob("a", OTHER)
+
+
+def described(data: bytes) -> dict[str, object]:
+    return {"digest": "sha256:" + hashlib.sha256(data).hexdigest(), "size": len(data)}
+
+
+CONFIG, LAYER = b'{"os": "linux"}', bytes(range(256)) * 9000
+IMAGE = json.dumps({"config": described(CONFIG), "layers": [described(LAYER)]}).encode()
+INDEX = json.dumps({"manifests": [described(IMAGE)]}).encode()
+
+
+def held(tag: bytes) -> dict[str, tuple[int, Mapping[str, str], bytes]]:
+    """What a sound registry answers about an image or an index under the tag "t"."""
+    answers: dict[str, tuple[int, Mapping[str, str], bytes]] = {"/v2/a/manifests/t": (200, {}, tag)}
+    answers[f"/v2/a/manifests/{described(IMAGE)['digest']}"] = (200, {}, IMAGE)
+    for blob in (CONFIG, LAYER):
+        answers[f"/v2/a/blobs/{described(blob)['digest']}"] = (200, {}, blob)
+    return answers
+
+
+@pytest.mark.parametrize("tag", [IMAGE, INDEX], ids=["image", "index"])
+def test_an_image_is_read_to_its_last_byte(tag: bytes) -> None:
+    with serving(held(tag)) as client:
+        read = client.read_image("a", "t")
+    assert read == HeldImage(digest=str(described(tag)["digest"]), blobs=2, compressed_bytes=len(LAYER))
+
+
+@pytest.mark.parametrize(
+    ("blob", "answer", "words"),
+    [
+        (LAYER, (200, {}, LAYER[:-1]), f"sent {len(LAYER) - 1} bytes .* of which {len(LAYER)} were stated"),
+        (LAYER, (200, {}, LAYER[:-1] + b"x"), "sent sha256:[0-9a-f]{64} for a@sha256:"),
+        (LAYER, (200, {"Content-Length": str(len(LAYER))}, LAYER[:1000]), "can't be reached: "),
+        (LAYER, (404, {}, b""), "has no a@sha256:"),
+        (CONFIG, (200, {}, CONFIG[::-1]), "sent sha256:[0-9a-f]{64} for a@sha256:"),
+        (IMAGE, (200, {}, IMAGE + b" "), "sent sha256:[0-9a-f]{64} for a@sha256:"),
+    ],
+    ids=["short layer", "other layer", "cut layer", "no layer", "other configuration", "other manifest"],
+)
+def test_a_part_that_is_lost_or_altered_is_found(
+    blob: bytes, answer: tuple[int, Mapping[str, str], bytes], words: str
+) -> None:
+    digest = str(described(blob)["digest"])
+    answers = {path: answer if path.endswith(digest) else sound for path, sound in held(INDEX).items()}
+    with serving(answers) as client, pytest.raises(OutsideError, match=words) as caught:
+        client.read_image("a", "t")
+    assert "\n" not in caught.value.message
+
+
+@pytest.mark.parametrize("body", [b"{}", b'{"config": 1, "layers": 2}', b'{"manifests": [{}]}'])
+def test_what_is_no_image_is_told_so(body: bytes) -> None:
+    served = serving({"/v2/a/manifests/t": (200, {}, body)})
+    with served as client, pytest.raises(OutsideError, match="holds as a t is no image"):
+        client.read_image("a", "t")
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://[::1]:9/", "http://no-such-host.invalid"])

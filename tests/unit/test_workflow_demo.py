@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from llama_images.errors import CheckFailed, LlamaImagesError, OutsideError
+from llama_images.ports import HeldImage
 from llama_images.render import base_reference
 from llama_images.workflows.demo import DemoLog, DemoResult, demo
 from llama_images.workflows.workshop import write_or_remove
@@ -38,21 +39,15 @@ class FakeRegistry:
 
 
 @dataclass
-class Held:
-    digest: str
-    compressed_bytes: int = 2_000_000
-
-
-@dataclass
 class FakeReader:
     """Says that it holds what it is asked for, or something else."""
 
     url: str
     other: str | None = None
 
-    def manifest(self, repository: str, reference: str) -> Held:
+    def read_image(self, repository: str, reference: str) -> HeldImage:
         assert (self.url, repository) == (f"http://{HOST}", "llama-diffusion")
-        return Held(self.other or reference)
+        return HeldImage(digest=self.other or reference, blobs=3, compressed_bytes=2_000_000)
 
 
 @pytest.fixture
