@@ -16,7 +16,7 @@ from llama_images.ports import Programs
 
 BUILDX_HINT: Final = (
     "Install buildx (package docker-buildx of Debian and Ubuntu, docker-buildx-plugin of Docker's own "
-    "repository), or a docker client older than 23; `./bootstrap` does that."
+    "repository), or a docker client older than 23."
 )
 
 
@@ -39,7 +39,7 @@ def choose_client(programs: Programs) -> DockerClient:
     """
     found = programs.find("docker")
     if not found:
-        raise OutsideError("no docker program is on PATH", hint="Install one: `./bootstrap` does.")
+        raise OutsideError("no docker program is on PATH", hint="Install one (package docker.io, or docker-cli).")
     versions = {path: _client_version(programs, path) for path in found}
     passed_over: list[str] = []
     older: Path | None = None
