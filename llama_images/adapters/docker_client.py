@@ -39,7 +39,9 @@ def choose_client(programs: Programs) -> DockerClient:
     """
     found = programs.find("docker")
     if not found:
-        raise OutsideError("no docker program is on PATH", hint="Install one (package docker.io, or docker-cli).")
+        raise OutsideError(
+            "no docker program is on PATH", hint="Install one (package docker.io, or docker-cli)."
+        )
     versions = {path: _client_version(programs, path) for path in found}
     passed_over: list[str] = []
     older: Path | None = None

@@ -21,19 +21,11 @@ from llama_images.ports import Finished
 _CHUNK: Final = 65536
 
 _INSTALLED_BY: Final[Mapping[str, str]] = {
-    "buildah": "apt-get install buildah",
-    "ccache": "apt-get install ccache",
-    "cmake": "apt-get install cmake",
-    "cosign": "see the release page of sigstore/cosign",
-    "debootstrap": "apt-get install debootstrap",
     "docker": "apt-get install docker.io, or ./bootstrap",
     "docker-registry": "apt-get install docker-registry",
     "git": "apt-get install git",
-    "ninja": "apt-get install ninja-build",
-    "nvidia-smi": "it comes with the NVIDIA driver",
+    "mmdebstrap": "apt-get install mmdebstrap",
     "podman": "apt-get install podman",
-    "skopeo": "apt-get install skopeo",
-    "tar": "apt-get install tar",
 }
 
 
