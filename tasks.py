@@ -33,7 +33,7 @@ from llama_images.adapters.reporter import ConsoleReporter
 from llama_images.adapters.upstreams import PublicUpstreams
 from llama_images.errors import CheckFailed, LlamaImagesError, UsageError
 from llama_images.matrix import load_matrix
-from llama_images.plan import Plan, choose, make_plan
+from llama_images.plan import Plan, choose, choose_platform, make_plan
 from llama_images.platforms import platform_of
 from llama_images.ports import Engine
 from llama_images.render import drift, drifted_paths, series_of
@@ -251,7 +251,8 @@ def base(c: Context, engine: str = "", rebuild: bool = False) -> None:
     chosen = _engine(shop, engine or None)
     for one in shop.matrix.bases.values():
         if one.kind == "bootstrap":
-            image = ensure_base(shop, chosen, one, files=shop.rendered(), rebuild=rebuild)
+            platform = chosen.info().platform
+            image = ensure_base(shop, chosen, one, files=shop.rendered(), platform=platform, rebuild=rebuild)
             shop.reporter.line(f"base {one.name}: {image.id[:19]}, {image.size_bytes / 1e6:.0f} MB")
 
 
@@ -261,7 +262,7 @@ def base(c: Context, engine: str = "", rebuild: bool = False) -> None:
         **_SELECT_HELP,
         **_ENGINE_HELP,
         "repo": f"a clone that holds the pinned commit; {REPO_VARIABLE} gives the same",
-        "builder": "name of a buildx builder",
+        "builder": "name of a buildx builder; what it builds is loaded into the engine",
         "rebuild": "build also what is up to date",
         "smoke": "test each image without a GPU when it is built (on by default)",
     },
@@ -281,14 +282,18 @@ def build(
     """Build images: parse the matrix, plan, render, check out and patch, build, test without a GPU."""
     shop = _workshop()
     chosen = _engine(shop, engine or None, builder or None)
-    made = _plan_for(shop, arch, flavor, base or None, chosen.info().platform)
+    info = chosen.info()
+    platform = choose_platform(shop.matrix, arch, info.builds_for)
+    made = _plan_for(shop, arch, flavor, base or None, platform)
     for path in drifted_paths(files := shop.rendered(), shop.present(files)):
         shop.reporter.warn(
             f"{path} is not what the matrix says; this build goes by the matrix (run invoke render)"
         )
     results = build_all(shop, chosen, made, repo=_repo(repo), rebuild=rebuild)
     shop.reporter.line(tables.build_table(results))
-    if smoke:
+    if smoke and platform != info.platform:
+        shop.reporter.warn(f"not tested: images for {platform} do not run on this engine, {info.platform}")
+    elif smoke:
         _smoke_all(shop, chosen, made)
 
 

@@ -55,6 +55,22 @@ class Plan:
         }
 
 
+def choose_platform(matrix: Matrix, words: Sequence[str], platforms: Sequence[str]) -> str:
+    """The first of ``platforms`` that has every architecture which ``words`` name by itself.
+
+    Where none has them all it is the first, and ``choose`` says what that one lacks.
+    """
+    rows = [matrix.architectures[name] for name in _named(words) if name in matrix.architectures]
+    for platform in platforms:
+        if all(platform in row.platforms for row in rows):
+            return platform
+    return platforms[0]
+
+
+def _named(words: Sequence[str]) -> set[str]:
+    return {number_of(word) or word.strip().lower() for word in words}
+
+
 def choose(
     matrix: Matrix,
     words: Sequence[str],
@@ -70,7 +86,7 @@ def choose(
     named by itself that it lacks is an error. Raises UsageError.
     """
     selection = select(matrix, words, flavors=flavors, base=base, native=native)
-    named = {number_of(word) or word.strip().lower() for word in words}
+    named = _named(words)
     targets: list[Target] = []
     left_out = list(selection.left_out)
     for target in selection.targets:
@@ -85,7 +101,7 @@ def choose(
     if not targets:
         raise UsageError(
             f"nothing to build for {platform}: {'; '.join(left_out)}",
-            hint="use an engine of another platform, or a builder with --builder",
+            hint="use an engine of another platform, or --builder with a buildx builder of one",
         )
     return replace(selection, targets=tuple(targets), left_out=tuple(left_out))
 

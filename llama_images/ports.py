@@ -110,11 +110,13 @@ class EngineInfo:
     client: str
     """Path and version of the program that builds."""
     builder: str
-    """What builds: "buildx", "BuildKit through the client" or "buildah"."""
+    """What builds: "buildx 0.19.0", "BuildKit through the client" or "buildah 1.28.2"."""
     cpus: int
     memory_bytes: int
     platform: str
-    """The engine's own platform, "linux/amd64"."""
+    """The engine's own platform, "linux/amd64": what it runs."""
+    builds_for: tuple[str, ...]
+    """Platforms that can be built for: the engine's own first, and what a builder beside it serves."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -153,6 +155,8 @@ class BuildRequest:
     build_args: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, Path] = field(default_factory=dict)
     """Identifier to file; shown to single steps and kept out of every layer."""
+    local_images: tuple[str, ...] = ()
+    """Images of this engine, and of no registry, that the Dockerfile starts from."""
     log: Path
     """Everything the engine prints ends here."""
 

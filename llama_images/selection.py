@@ -92,18 +92,15 @@ def local_reference(target: Target) -> str:
     return f"{IMAGE}:{target.id}"
 
 
-def target_platform(target: Target, engine_platform: str) -> Platform:
-    """The platform to build the target for on an engine of that platform.
-
-    Raises UsageError where the target does not exist there.
-    """
+def target_platform(target: Target, wanted: str) -> Platform:
+    """``wanted``, where the target exists on that platform. Raises UsageError where it does not."""
     for platform in target.architecture.platforms:
-        if platform == engine_platform:
+        if platform == wanted:
             return platform
+    platforms = listed(target.architecture.platforms, "or")
     raise UsageError(
-        f"{target.id} is built for {listed(target.architecture.platforms, 'and')}; "
-        f"this engine is {engine_platform}",
-        hint="use an engine of that platform, or a builder with --builder",
+        f"{target.id} is built for {platforms}; builds here are for {wanted}",
+        hint=f"use an engine of that platform, or --builder with a buildx builder that serves {platforms}",
     )
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-import re
 import socket
+import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -26,6 +26,7 @@ import urllib3.exceptions
 from docker.context import ContextAPI
 from docker.utils import parse_repository_tag
 
+from llama_images.adapters.buildx import Builder, build_arguments, choose_builder, needed_images, served
 from llama_images.adapters.docker_client import BUILDX_HINT, DockerClient, choose_client
 from llama_images.adapters.docker_errors import (
     ANSWER_SECONDS,
@@ -39,6 +40,7 @@ from llama_images.adapters.docker_errors import (
 from llama_images.adapters.docker_streams import Attached
 from llama_images.adapters.image_archive import read_layers
 from llama_images.adapters.image_build import check_inputs, common_arguments, run_build
+from llama_images.adapters.oci_layout import write_layout
 from llama_images.adapters.process import termination_as_interrupt
 from llama_images.buildlog import BuildSummary
 from llama_images.errors import OutsideError
@@ -70,7 +72,7 @@ class DockerEngine:
         self._programs = programs
         self._reporter = reporter
         self._host = host
-        self._builder = builder
+        self._builder_name = builder
         self._api_version: str | None = None
 
     # --- what there is ---
@@ -80,14 +82,20 @@ class DockerEngine:
         with self._connected("info") as client:
             info = client.info()
         chosen = self._client
+        builder = self._builder if self._builder_name is not None else None
+        platform = platform_of(str(info.get("Architecture", "")), system=info.get("OSType") or "linux")
+        how = f"buildx {chosen.buildx}" if chosen.buildx else "BuildKit through the client"
+        if builder is not None:
+            how += f", builder {builder.name} of the driver {builder.driver}"
         return EngineInfo(
             name=self.name,
             version=str(info.get("ServerVersion", "")),
             client=f"{chosen.path} {chosen.version}",
-            builder=f"buildx {chosen.buildx}" if chosen.buildx else "BuildKit through the client",
+            builder=how,
             cpus=int(info.get("NCPU", 0)),
             memory_bytes=int(info.get("MemTotal", 0)),
-            platform=platform_of(str(info.get("Architecture", "")), system=info.get("OSType") or "linux"),
+            platform=platform,
+            builds_for=(platform,) if builder is None else served(builder, platform),
         )
 
     def describe(self) -> str:
@@ -129,25 +137,25 @@ class DockerEngine:
         """
         check_inputs(request)
         info = self.info()
-        argv = [str(self._client.path)]
-        environment = {"DOCKER_BUILDKIT": "1", "DOCKER_CLI_HINTS": "false"}
-        if self._host:
-            environment["DOCKER_HOST"] = self._host
-        if self._client.buildx:
-            # The image alone, not an index with an attestation beside it: `publish` attests.
-            environment["BUILDX_NO_DEFAULT_ATTESTATIONS"] = "1"
-            argv += ["buildx", "build", "--load", *self._builder_arguments(environment)]
-        elif self._builder:
-            raise OutsideError(
-                f"builder {self._builder!r} needs buildx, which {self._client.path} does not have",
-                hint=BUILDX_HINT,
+        with contextlib.ExitStack() as stack:
+            if self._builder is None:
+                words = ["build", "--progress=plain"]
+                words += [*common_arguments(request, default_platform=info.platform), str(request.context)]
+            else:
+                layouts = {
+                    reference: stack.enter_context(self._layout(reference))
+                    for reference in needed_images(self._builder, request)
+                }
+                words = build_arguments(
+                    self._builder, request, engine_platform=info.platform, layouts=layouts
+                )
+            summary = run_build(
+                self._programs,
+                [str(self._client.path), *words],
+                env=self._environment,
+                request=request,
+                on_progress=on_progress,
             )
-        else:
-            argv.append("build")
-        argv.append("--progress=plain")
-        argv += common_arguments(request, engine_platform=info.platform)
-        argv.append(str(request.context))
-        summary = run_build(self._programs, argv, env=environment, request=request, on_progress=on_progress)
         built = self.image(request.tag)
         if built is None:
             raise OutsideError(
@@ -156,24 +164,14 @@ class DockerEngine:
             )
         return dataclasses.replace(summary, image_id=built.id)
 
-    def _builder_arguments(self, environment: Mapping[str, str]) -> list[str]:
-        """Which builder: the given one, else the current one where it builds inside the engine.
-
-        A builder in a container of its own does not see the engine's images, and build stages start from one.
-        """
-        if self._builder:
-            return ["--builder", self._builder]
-        finished = self._programs.run(
-            [str(self._client.path), "buildx", "inspect"], env=environment, timeout=ANSWER_SECONDS
-        )
-        driver = re.search(r"^Driver:\s+(\S+)", finished.text, re.MULTILINE)
-        if driver is not None and driver[1] != "docker":
-            self._reporter.warn(
-                f"the current buildx builder ({driver[1]}) does not see the engine's images; "
-                "building with the engine's own"
-            )
-            return ["--builder", "default"]
-        return []
+    @contextlib.contextmanager
+    def _layout(self, reference: str) -> Iterator[Path]:
+        """A folder with the engine's image in OCI's layout, for the length of a build."""
+        with tempfile.TemporaryDirectory(prefix="llama-images-") as folder:
+            with self._connected(f"save {reference}") as client, image_must_exist(reference):
+                _api(client).inspect_image(reference)  # a save names a missing image in other words
+                write_layout(client.api.get_image(reference), Path(folder))
+            yield Path(folder)
 
     # --- run ---
 
@@ -309,6 +307,30 @@ class DockerEngine:
     @cached_property
     def _client(self) -> DockerClient:
         return choose_client(self._programs)
+
+    @cached_property
+    def _builder(self) -> Builder | None:
+        """buildx's builder; None where the client has no buildx and asks the engine's BuildKit itself."""
+        if self._client.buildx:
+            return choose_builder(
+                self._programs, self._client.path, self._builder_name, self._environment, self._reporter
+            )
+        if self._builder_name is not None:
+            raise OutsideError(
+                f"builder {self._builder_name!r} needs buildx, which {self._client.path} does not have",
+                hint=BUILDX_HINT,
+            )
+        return None
+
+    @property
+    def _environment(self) -> dict[str, str]:
+        """What the client program is told besides its arguments."""
+        environment = {"DOCKER_BUILDKIT": "1", "DOCKER_CLI_HINTS": "false"}
+        # The image alone, not an index with an attestation beside it: `publish` attests.
+        environment["BUILDX_NO_DEFAULT_ATTESTATIONS"] = "1"
+        if self._host:
+            environment["DOCKER_HOST"] = self._host
+        return environment
 
     def _address(self) -> str:
         """Where the engine is, by the client program's own rules."""

@@ -33,6 +33,8 @@ def choose_engine(
         raise UsageError(f"{name!r} is not a container engine", hint=meant)
     if builder is not None and name == "podman":
         raise UsageError("podman has no builders", hint="Leave --builder out, or use docker with buildx.")
+    if builder is not None:
+        name = "docker"
     if name is not None:
         engine = makers[name]()
         engine.info()
@@ -40,8 +42,6 @@ def choose_engine(
     tried: list[str] = []
     hints: list[str] = []
     for candidate in ENGINES:
-        if builder is not None and candidate != "docker":
-            continue
         try:
             engine = makers[candidate]()
             engine.info()

@@ -26,10 +26,13 @@ def check_inputs(request: BuildRequest) -> None:
             raise UsageError(f"build secret {identifier!r}: {path} does not exist")
 
 
-def common_arguments(request: BuildRequest, *, engine_platform: str) -> list[str]:
-    """The options that docker and podman share, without the context."""
+def common_arguments(request: BuildRequest, *, default_platform: str | None) -> list[str]:
+    """The options that docker and podman share, without the context.
+
+    ``default_platform`` is what is built where none is named; None where that is not known.
+    """
     arguments = ["--file", str(request.dockerfile), "--tag", request.tag]
-    if request.platform != engine_platform:
+    if request.platform != default_platform:
         arguments += ["--platform", request.platform]
     for name, value in request.labels.items():
         arguments += ["--label", f"{name}={value}"]

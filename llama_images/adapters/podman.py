@@ -71,6 +71,7 @@ class PodmanEngine:
         """Raises OutsideError, with what to do, where podman is missing or does not work."""
         info = self._json(["info", "--format", "json"], "tell about itself")
         host, version = info["host"], info["version"]["Version"]
+        platform = f"{host.get('os', 'linux')}/{host.get('arch', '')}"
         return EngineInfo(
             name=self.name,
             version=version,
@@ -78,7 +79,8 @@ class PodmanEngine:
             builder=f"buildah {host.get('buildahVersion', '')}".strip(),
             cpus=int(host.get("cpus", 0)),
             memory_bytes=int(host.get("memTotal", 0)),
-            platform=f"{host.get('os', 'linux')}/{host.get('arch', '')}",
+            platform=platform,
+            builds_for=(platform,),
         )
 
     def describe(self) -> str:
@@ -118,7 +120,7 @@ class PodmanEngine:
             str(self._path),
             "build",
             "--layers",
-            *common_arguments(request, engine_platform=info.platform),
+            *common_arguments(request, default_platform=info.platform),
             *self._arguments(BUILD_ARGUMENTS),
             str(request.context),
         ]

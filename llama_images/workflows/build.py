@@ -78,7 +78,7 @@ def make_bases(
     Raises OutsideError, see ``ensure_base``.
     """
     return {
-        step.subject: ensure_base(shop, engine, step.target.base, files=files)
+        step.subject: ensure_base(shop, engine, step.target.base, files=files, platform=plan.platform)
         for step in plan.steps
         if step.kind == "base"
     }
@@ -111,15 +111,20 @@ def build_targets(
 
 
 def ensure_base(
-    shop: Workshop, engine: Engine, base: Base, *, files: Mapping[str, str], rebuild: bool = False
+    shop: Workshop,
+    engine: Engine,
+    base: Base,
+    *,
+    files: Mapping[str, str],
+    platform: str,
+    rebuild: bool = False,
 ) -> ImageInfo:
-    """The base image of a bootstrap base, made where it is missing or its recipe has changed.
+    """The base image of a bootstrap base for a platform, made where it is missing or its recipe has changed.
 
     Raises OutsideError where the distribution's packages can't be had or the engine fails.
     """
     reference = base_reference(base)
     dockerfile = files["images/base/Dockerfile"]
-    platform = engine.info().platform
     digest = input_digest({"dockerfile": dockerfile, "bootstrap": bootstrap_argv(base, platform, ".")})
     image = engine.image(reference)
     if image is not None and image.labels.get(INPUTS_LABEL) == digest and not rebuild:
@@ -196,6 +201,7 @@ def _build(
                     labels={INPUTS_LABEL: digest},
                     build_args=shop.proxies(),
                     secrets=shop.secrets(),
+                    local_images=() if base is None else (base_reference(target.base),),
                     log=log,
                 ),
                 activity.update,
@@ -256,6 +262,6 @@ def _built_image(engine: Engine, reference: str) -> ImageInfo:
     if image is None:
         raise OutsideError(
             f"the engine says that it built {reference}, but it has no such image",
-            hint="this builder keeps its results to itself: use one of the docker driver",
+            hint="did somebody remove it meanwhile? The same command goes on from there",
         )
     return image

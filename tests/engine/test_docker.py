@@ -130,7 +130,10 @@ def test_build_through_buildx(
     make_request: MakeRequest,
     tmp_path: Path,
 ) -> None:
-    """A stand-in takes buildx's command line and hands the build to a client that this machine has."""
+    """A stand-in takes buildx's command line and hands the build to a client that this machine has.
+
+    That client needs no image handed to it: it is looked at here and left out.
+    """
     real = choose_client(SystemPrograms())
     build = "buildx build" if real.buildx else "build"
     folder = tmp_path / "bin"
@@ -149,6 +152,16 @@ def test_build_through_buildx(
                 [ "$1" = --load ] || exit 99
                 shift
                 [ "$1" = --builder ] && shift 2
+                left=$#
+                while [ $left -gt 0 ]; do
+                    if [ "$1" = --build-context ]; then
+                        layout=${{2#*=oci-layout://}}
+                        [ -s "${{layout%:latest}}/index.json" ] || exit 98
+                        shift 2 && left=$((left - 2))
+                    else
+                        set -- "$@" "$1" && shift && left=$((left - 1))
+                    fi
+                done
                 exec {real.path} {build} "$@" ;;
         esac
         """,
@@ -157,13 +170,19 @@ def test_build_through_buildx(
     engine = DockerEngine(programs, reporter())
     assert "(buildx v0.19.0)" in engine.describe()
     tag = docker_name()
-    engine.build(make_request(COMPILES.format(base=docker_base), tag=tag), lambda _: None)
+    request = make_request(COMPILES.format(base=docker_base), tag=tag, local_images=(docker_base,))
+    engine.build(request, lambda _: None)
     assert docker_engine.image(tag) is not None
     arguments = (tmp_path / "arguments").read_text()
     assert ("--builder default" in arguments) == (driver == "docker-container")
+    assert "--build-context" not in arguments
     engine = DockerEngine(programs, reporter(), builder="mine")
-    engine.build(make_request(COMPILES.format(base=docker_base), tag=tag), lambda _: None)
-    assert "--load --builder mine --progress=plain" in (tmp_path / "arguments").read_text()
+    assert f"builder mine of the driver {driver}" in engine.describe()
+    engine.build(request, lambda _: None)
+    arguments = (tmp_path / "arguments").read_text()
+    assert "--load --builder mine --progress=plain" in arguments
+    beside = f"--build-context {docker_base}=oci-layout://" in arguments
+    assert beside == (f"--platform {request.platform}" in arguments) == (driver == "docker-container")
 
 
 # --- which engine ---

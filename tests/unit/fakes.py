@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import shutil
@@ -29,6 +30,22 @@ from llama_images.workflows.workshop import Workshop
 
 ROOT = Path(__file__).resolve().parents[2]
 PLATFORM = "linux/amd64"
+
+
+def archive(files: Mapping[str, bytes | str]) -> Iterator[bytes]:
+    """A tar archive in chunks of odd sizes; a text value makes a symbolic link."""
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w") as tar:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                entry.type, entry.linkname = tarfile.SYMTYPE, content
+                tar.addfile(entry)
+            else:
+                entry.size = len(content)
+                tar.addfile(entry, io.BytesIO(content))
+    data = raw.getvalue()
+    return (data[start : start + 7919] for start in range(0, len(data), 7919))
 
 
 @dataclass
@@ -122,6 +139,7 @@ class FakeEngine:
     seen: list[Seen] = field(default_factory=list)
     failures: dict[str, BaseException] = field(default_factory=dict)
     keeps_results: bool = True
+    builds_for: tuple[str, ...] = (PLATFORM,)
     push_error: BaseException | None = None
     pushed: list[tuple[str, str]] = field(default_factory=list)
     """Reference and the image's identifier."""
@@ -139,6 +157,7 @@ class FakeEngine:
             cpus=2,
             memory_bytes=1 << 33,
             platform=PLATFORM,
+            builds_for=self.builds_for,
         )
 
     def describe(self) -> str:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import io
 import json
 import random
-import tarfile
-from collections.abc import Iterator
 
 import pytest
 
 from llama_images.adapters.image_archive import ChunkReader, read_layers
 from llama_images.errors import OutsideError
 from llama_images.ports import Layer
+from tests.unit.fakes import archive
 
 ZEROS = b"\0" * 3_000_000
 NOISE = random.Random(1).randbytes(200_000)
@@ -23,22 +21,6 @@ EMPTY = b"\0" * 1024
 
 def digest(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
-
-
-def archive(files: dict[str, bytes | str]) -> Iterator[bytes]:
-    """A tar archive in chunks of odd sizes; a text value makes a symbolic link."""
-    raw = io.BytesIO()
-    with tarfile.open(fileobj=raw, mode="w") as tar:
-        for name, content in files.items():
-            entry = tarfile.TarInfo(name)
-            if isinstance(content, str):
-                entry.type, entry.linkname = tarfile.SYMTYPE, content
-                tar.addfile(entry)
-            else:
-                entry.size = len(content)
-                tar.addfile(entry, io.BytesIO(content))
-    data = raw.getvalue()
-    return (data[start : start + 7919] for start in range(0, len(data), 7919))
 
 
 def config(*layers: bytes) -> bytes:

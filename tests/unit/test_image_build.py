@@ -102,9 +102,10 @@ def test_arguments() -> None:
     )
     shared = ["--file", "images/sm120/Dockerfile", "--tag", "example:1"]
     rest = ["--label", "a=b c", "--build-arg", "JOBS", "--secret", "id=ca,src=/etc/ca.pem"]
-    assert common_arguments(request, engine_platform="linux/arm64") == [*shared, *rest]
-    other = common_arguments(request, engine_platform="linux/amd64")
-    assert other == [*shared, "--platform", "linux/arm64", *rest]
+    assert common_arguments(request, default_platform="linux/arm64") == [*shared, *rest]
+    for other in ("linux/amd64", None):
+        named = common_arguments(request, default_platform=other)
+        assert named == [*shared, "--platform", "linux/arm64", *rest]
 
 
 def test_field_that_needs_quotes() -> None:

@@ -10,7 +10,7 @@ import pytest
 from llama_images.errors import UsageError
 from llama_images.matrix import Matrix, load_matrix
 from llama_images.patch_series import PatchSeries, make_series
-from llama_images.plan import Plan, choose, input_digest, make_plan
+from llama_images.plan import Plan, choose, choose_platform, input_digest, make_plan
 from llama_images.platforms import platform_of
 from llama_images.selection import make_target
 
@@ -79,9 +79,33 @@ def test_an_architecture_of_another_platform_named_by_itself_is_refused(
     matrix: Matrix, series: dict[str, PatchSeries]
 ) -> None:
     for word in ("121", "sm_121", "12.1", "sm_121a"):
-        with pytest.raises(UsageError, match="sm121 is built for linux/arm64; this engine is linux/amd64"):
+        with pytest.raises(
+            UsageError, match="sm121 is built for linux/arm64; builds here are for linux/amd64"
+        ) as caught:
             planned(matrix, series, word, "120")
+        assert caught.value.hint is not None
+        assert "--builder with a buildx builder that serves linux/arm64" in caught.value.hint
     assert [t.id for t in planned(matrix, series, "121", platform="linux/arm64").targets] == ["sm121"]
+
+
+@pytest.mark.parametrize(
+    ("words", "platform"),
+    [
+        (["120"], "linux/amd64"),
+        (["12.1"], "linux/arm64"),
+        (["121", "cpu", "portable"], "linux/arm64"),
+        (["cpu"], "linux/amd64"),
+        (["all"], "linux/amd64"),
+        (["blackwell", "sm_110"], "linux/arm64"),
+        (["120", "121"], "linux/amd64"),
+        (["native"], "linux/amd64"),
+    ],
+)
+def test_a_builder_of_two_platforms_builds_for_the_one_that_has_what_is_named(
+    matrix: Matrix, words: list[str], platform: str
+) -> None:
+    assert choose_platform(matrix, words, ("linux/amd64", "linux/arm64")) == platform
+    assert choose_platform(matrix, words, ("linux/arm64",)) == "linux/arm64"
 
 
 def test_a_family_of_another_platform_alone_is_refused(

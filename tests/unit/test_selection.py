@@ -245,7 +245,7 @@ def test_platform_of_a_target() -> None:
     assert target_platform(make_target(MATRIX, "80"), "linux/arm64") == "linux/arm64"
     with pytest.raises(UsageError) as caught:
         target_platform(make_target(MATRIX, "121"), "linux/amd64")
-    assert caught.value.message == "sm121 is built for linux/arm64; this engine is linux/amd64"
+    assert caught.value.message == "sm121 is built for linux/arm64; builds here are for linux/amd64"
 
 
 # --- anything -------------------------------------------------------------------------------------

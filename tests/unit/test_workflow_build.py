@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from llama_images.errors import OutsideError
+from llama_images.plan import choose, make_plan
 from llama_images.render import base_reference
 from llama_images.workflows.build import INPUTS_LABEL, Built, build_all
 from tests.unit.fakes import PLATFORM, House
@@ -55,7 +56,21 @@ def test_a_target_is_built_from_the_rendered_file_the_scripts_and_the_patched_tr
     assert "backend.map" not in image.executable
     assert image.request.platform == PLATFORM
     assert image.request.log == built.log
+    assert image.request.local_images == (base_of(house),)
+    assert base.request.local_images == ()
     assert house.contexts() == []
+
+
+def test_base_and_image_of_another_platform_are_made_for_that_one(house: House) -> None:
+    shop = house.shop()
+    selection = choose(shop.matrix, ["cpu"], platform="linux/arm64", native=tuple)
+    plan = make_plan(selection, series=shop.series, platform="linux/arm64")
+    build_all(shop, house.engine, plan, repo=None)
+    base, image = house.engine.seen
+    assert base.files == {"Dockerfile", "rootfs.arm64.tar"}
+    assert (base.request.platform, image.request.platform) == ("linux/arm64", "linux/arm64")
+    build(house, "cpu")
+    assert house.engine.built == [base_of(house), CPU] * 2, "a base of another platform was taken"
 
 
 def test_the_sources_own_files_outlive_the_context(house: House) -> None:
@@ -163,7 +178,7 @@ def test_a_base_that_can_not_be_built_leaves_no_context_and_no_target(house: Hou
     assert house.contexts() == []
 
 
-def test_a_builder_that_keeps_its_results_to_itself_is_found_out(house: House) -> None:
+def test_an_image_that_is_gone_when_it_is_built_is_found_out(house: House) -> None:
     house.engine.keeps_results = False
     with pytest.raises(OutsideError, match="it has no such image") as raised:
         build(house, "cpu")
