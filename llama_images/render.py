@@ -287,7 +287,10 @@ def bake(matrix: Matrix) -> dict[str, Any]:
         if target.base.name == matrix.defaults.base and target.flavor == matrix.defaults.flavor:
             groups["default"].append(target.id)
     return {
-        "//": "Made from matrix.yaml by `invoke render`; change that, not this file.",
+        "//": (
+            "Made from matrix.yaml by `invoke render`; change that, not this file. "
+            "What it needs beside it: docs/other-builders.md."
+        ),
         "group": {name: {"targets": members} for name, members in groups.items()},
         "target": targets,
     }
