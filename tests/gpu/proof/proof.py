@@ -377,13 +377,13 @@ class Proof:
             time.sleep(1)  # compilers would be timed as well
         table: dict[str, dict] = {}
         self.results["speed"] = table
-        short = [("patched-2gpu-short", "patched", [*SHORT, *ON], "0,1"), ("patched-1gpu-short", "patched", [*SHORT, *ON], "0"),
-                 ("stock-1gpu-short", "stock", SHORT, "0")]
-        plan = [*short, ("patched-2gpu-long", "patched", [*self.long, *ON], "0,1"), ("stock-2gpu-short", "stock", SHORT, "0,1"),
-                *short, ("patched-1gpu-long", "patched", [*self.long, *ON], "0"), ("stock-2gpu-long", "stock", self.long, "0,1"),
-                ("stock-1gpu-long", "stock", self.long, "0"), ("cpu", "", [], ""), *short,
-                ("patched-2gpu-long", "patched", [*self.long, *ON], "0,1"), ("stock-2gpu-short", "stock", SHORT, "0,1"),
-                ("patched-1gpu-long", "patched", [*self.long, *ON], "0"), ("stock-1gpu-long", "stock", self.long, "0")]
+        series = ["patched", *(["extra"] if (self.args.bin / "extra").exists() else [])]
+        short = {n: [*[(f"{b}-{n}gpu-short", b, [*SHORT, *ON], g) for b in series], (f"stock-{n}gpu-short", "stock", SHORT, g)]
+                 for n, g in ((1, "0"), (2, "0,1"))}
+        long = {n: [*[(f"{b}-{n}gpu-long", b, [*self.long, *ON], g) for b in series], (f"stock-{n}gpu-long", "stock", self.long, g)]
+                for n, g in ((1, "0"), (2, "0,1"))}
+        plan = [*short[1], *short[2], *short[1], *long[1], *long[2][:-1], *short[1], *short[2], long[2][-1], ("cpu", "", [], ""),
+                *long[1], *long[2][:-1], *short[2]]
         repeats: dict[str, list[dict]] = {}
         self.results["speed_runs"] = repeats
         for name, binary, options, gpus in plan:

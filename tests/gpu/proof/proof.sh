@@ -10,7 +10,7 @@
 # --writer: PYTHONPATH that holds the packages llama_images and gguf (writes the synthetic models);
 # --model:  use this full model instead (tiny.gguf beside it).  --bin: binaries that an earlier call left there are not built again.
 # --logical yes: two devices on one card (logical_gpus.c), where there is no second one.
-# --extra-patch: one more build, with this on top (part router).
+# --extra-patch: one more build, with this on top (part router), and timed beside the others (--parts speed).
 # Parts (default: all): validate ties identity negative pressure speed explain
 set -euo pipefail
 
@@ -87,7 +87,11 @@ edit() { # file sed-expression: an edit that changes nothing is an error
 more_variants() {
     local j=$(( $(nproc) * 3 / 4 )) dg=src/models/diffusion-gemma.cpp cu=ggml/src/ggml-cuda/diffusion-sampling.cu
     if [ "$parts" = speed ]; then # nothing else is run, and it waits for the compiler
-        put "$work/stock" $(changed "${files[@]}")
+        if [ -n "$extra_patch" ]; then
+            python3 "$here/apply_patch.py" "$src" "$extra_patch"
+            variant extra "$(nproc)"
+        fi
+        put "$work/stock" $(changed "${files[@]}" ${extra_patch:+"$extra_patch"})
         variant stock "$(nproc)"
         return
     fi
