@@ -10,6 +10,7 @@ import contextlib
 import functools
 import os
 import platform as machine
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -23,16 +24,20 @@ from invoke.context import Context
 from invoke.tasks import task
 
 from llama_images import tables
+from llama_images.adapters.compile_folder import CompileFolders
 from llama_images.adapters.engines import choose_engine
 from llama_images.adapters.git import GitSourceTree
+from llama_images.adapters.git_program import Git
 from llama_images.adapters.gpus import NvidiaGpus
-from llama_images.adapters.patch_files import load_series
+from llama_images.adapters.patch_files import PatchFolders, load_series
 from llama_images.adapters.process import SystemPrograms
 from llama_images.adapters.registry import LocalRegistry, RegistryClient
 from llama_images.adapters.reporter import ConsoleReporter
+from llama_images.adapters.series_trees import GitSeriesTrees
+from llama_images.adapters.series_work import GitSeriesWork
 from llama_images.adapters.upstreams import PublicUpstreams
 from llama_images.errors import CheckFailed, LlamaImagesError, UsageError
-from llama_images.matrix import load_matrix
+from llama_images.matrix import Source, load_matrix
 from llama_images.plan import Plan, choose, choose_platform, make_plan
 from llama_images.platforms import platform_of
 from llama_images.ports import Engine
@@ -44,6 +49,13 @@ from llama_images.workflows.checks import run_checks
 from llama_images.workflows.demo import DemoLog
 from llama_images.workflows.demo import demo as run_demo
 from llama_images.workflows.pins import update_pins
+from llama_images.workflows.series import (
+    check_series,
+    export_series,
+    raise_for,
+    raise_for_conflict,
+    rebase_report,
+)
 from llama_images.workflows.smoke import smoke as run_smoke
 from llama_images.workflows.workshop import Workshop, write_or_remove
 
@@ -228,6 +240,176 @@ def patches_list(c: Context, json: bool = False) -> None:
         print(tables.patch_table(shop.series))
 
 
+def _sources(shop: Workshop, name: str) -> list[Source]:
+    """The source of that name; every source without one."""
+    if not name:
+        return list(shop.matrix.sources.values())
+    if name not in shop.matrix.sources:
+        raise UsageError(
+            f"--source {name}: there is no such source",
+            hint=f"matrix.yaml has {', '.join(shop.matrix.sources)}",
+        )
+    return [shop.matrix.sources[name]]
+
+
+def _source(shop: Workshop, name: str) -> Source:
+    """The source of that name; the default one without."""
+    return _sources(shop, name or shop.matrix.defaults.source)[0]
+
+
+def _series_adapters(shop: Workshop) -> tuple[GitSeriesTrees, GitSeriesWork]:
+    git = Git(shop.programs, shop.cache / "source", shop.environment)
+    trees = GitSourceTree(
+        programs=shop.programs, cache=shop.cache, reporter=shop.reporter, patches=ROOT / "patches"
+    )
+    return (
+        GitSeriesTrees(git, trees, shop.reporter),
+        GitSeriesWork(git, trees, shop.cache, shop.reporter),
+    )
+
+
+_SERIES_HELP = {
+    "repo": f"a clone that holds the pinned commit, or a URL; {REPO_VARIABLE} gives the same",
+    "source": "a source of the matrix; the default one without, and for check all of them",
+}
+
+
+def _number(value: str, option: str) -> int | None:
+    if not value:
+        return None
+    if not re.fullmatch(r"[1-9][0-9]{0,3}", value):
+        raise UsageError(f"{option} {value}: not a number of 1 or more")
+    return int(value)
+
+
+@task(
+    name="check",
+    help={
+        **_SERIES_HELP,
+        **_JSON_HELP,
+        "compile": "compile the tree after each patch (on by default)",
+        "jobs": "compilers at once; as many as cores and memory allow by default",
+    },
+)
+@_command
+def patches_check(
+    c: Context, repo: str = "", source: str = "", compile: bool = True, jobs: str = "", json: bool = False
+) -> None:
+    """Every patch: a complete header, exact hunks, clean white space, allowed paths, and it compiles."""
+    shop = _workshop()
+    trees, _ = _series_adapters(shop)
+    folders = CompileFolders(shop.cache, shop.reporter)
+    checked = [
+        check_series(
+            shop,
+            trees,
+            folders.open,
+            one,
+            repo=_repo(repo),
+            compile_patches=compile,
+            jobs=_number(jobs, "--jobs"),
+        )
+        for one in _sources(shop, source)
+    ]
+    if json:
+        print(dumps(tables.check_rows(checked), indent=2))
+    else:
+        for one in checked:
+            shop.reporter.line(tables.check_table(one))
+    raise_for(checked)
+
+
+@task(
+    name="status",
+    help={
+        **_SERIES_HELP,
+        **_JSON_HELP,
+        "onto": "a commit, or a ref such as pull/24423/head; the source's own ref by default",
+    },
+)
+@_command
+def patches_status(c: Context, onto: str = "", repo: str = "", source: str = "", json: bool = False) -> None:
+    """How each patch fares on a newer commit: applies, moved, merges, conflicts, absorbed."""
+    shop = _workshop()
+    trees, _ = _series_adapters(shop)
+    one = _source(shop, source)
+    found = trees.compare(one, shop.series[one.series], repo=_repo(repo), onto=onto or one.ref)
+    if json:
+        print(dumps(tables.status_rows(one, found), indent=2))
+    else:
+        print(tables.status_table(one, found))
+
+
+@task(
+    name="rebase",
+    help={
+        **_SERIES_HELP,
+        "onto": "a commit, or a ref such as pull/24423/head; the pin itself gives a work tree to edit",
+        "continue_": "go on after a conflict that was resolved",
+        "skip": "leave out the patch that conflicts, and go on",
+        "abort": "remove the work tree with all that is in it",
+    },
+)
+@_command
+def patches_rebase(
+    c: Context,
+    onto: str = "",
+    continue_: bool = False,
+    skip: bool = False,
+    abort: bool = False,
+    repo: str = "",
+    source: str = "",
+) -> None:
+    """Rebase the series onto another commit, in a work tree of the cache."""
+    if sum((bool(onto), continue_, skip, abort)) != 1:
+        raise UsageError("patches.rebase takes one of --onto REV, --continue, --skip and --abort")
+    shop = _workshop()
+    _, work = _series_adapters(shop)
+    one = _source(shop, source)
+    if abort:
+        shop.reporter.line(f"removed {work.abort(one)}")
+        return
+    if onto:
+        found = work.start(one, shop.series[one.series], repo=_repo(repo), onto=onto)
+    else:
+        found = work.resume(one, skip=skip)
+    raise_for_conflict(one, found)
+    shop.reporter.line(rebase_report(one, found))
+
+
+@task(
+    name="export",
+    help={
+        "worktree": "a work tree of your own; that of patches.rebase by default",
+        "base": "the commit that its commits are on; that of the rebase, or the pin, by default",
+        "source": _SERIES_HELP["source"],
+    },
+)
+@_command
+def patches_export(c: Context, worktree: str = "", base: str = "", source: str = "") -> None:
+    """Write the commits of a work tree as the series: one patch a commit, the same bytes every time."""
+    shop = _workshop()
+    _, work = _series_adapters(shop)
+    one = _source(shop, source)
+    done = export_series(
+        work,
+        PatchFolders(ROOT / "patches"),
+        one,
+        work_tree=Path(worktree).expanduser() if worktree else None,
+        base=base or None,
+    )
+    if done.base != one.commit:
+        shop.reporter.warn(
+            f"the series goes on {done.base}, and matrix.yaml pins {one.commit[:12]}; move the pin too"
+        )
+    count = len(done.series.patches)
+    where = f"patches/{done.series.name}"
+    if done.is_changed:
+        shop.reporter.line(f"{where}: {count} patch(es) written, from {done.path}; run invoke render")
+    else:
+        shop.reporter.line(f"{where}: {count} patch(es), no change")
+
+
 @task(
     name="update",
     iterable=["only"],
@@ -395,7 +577,9 @@ def check(c: Context, fix: bool = False) -> None:
 
 def _namespace() -> Collection:
     top = Collection(matrix_task, plan, render, source, base, build, smoke_task, layers, demo, check)
-    top.add_collection(Collection("patches", patches_list))
+    top.add_collection(
+        Collection("patches", patches_list, patches_check, patches_status, patches_rebase, patches_export)
+    )
     top.add_collection(Collection("model", synthetic))
     top.add_collection(Collection("pins", pins_update))
     return top

@@ -424,6 +424,11 @@ class _Reader:
         self.at += 1
 
 
+def is_within(path: str, roots: Iterable[str]) -> bool:
+    """Whether a path is one of these files, or lies in one of these folders."""
+    return any(path == root or path.startswith(f"{root}/") for root in roots)
+
+
 def make_series(name: str, patches: Iterable[tuple[str, str]]) -> PatchSeries:
     """A series of the given (file name, text) pairs, parsed; raises UsageError as ``parse_patch`` does."""
     return PatchSeries(name=name, patches=tuple(parse_patch(*pair) for pair in patches))

@@ -6,17 +6,19 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from llama_images.matrix import Matrix
+from llama_images.matrix import Matrix, Source
 from llama_images.patch_series import PatchSeries
 from llama_images.plan import unpinned
 from llama_images.ports import Layer
 from llama_images.render import series_of
 from llama_images.selection import all_targets, local_reference
+from llama_images.series_ports import Comparison
 from llama_images.words import duration
 
 if TYPE_CHECKING:
     from llama_images.workflows.build import Built
     from llama_images.workflows.demo import DemoLog, DemoResult
+    from llama_images.workflows.series import CheckedSeries
     from llama_images.workflows.smoke import SmokeResult
 
 WIDTH = 100
@@ -143,6 +145,77 @@ def patch_table(series: Mapping[str, PatchSeries]) -> str:
         parts.append(f"{one.name}: {len(rows)} patch(es), digest sha256:{one.digest}")
         parts.append(table(("#", "+", "-", "sha256", "subject and files"), rows, right=(0, 1, 2)))
     return "\n".join(parts)
+
+
+def check_rows(series: Sequence[CheckedSeries]) -> list[dict[str, Any]]:
+    """What was found of every patch, as JSON objects."""
+    return [
+        {
+            "series": one.source.series,
+            "number": number,
+            "name": checked.patch.name,
+            "passed": not checked.problems,
+            "problems": list(checked.problems),
+            "compiled": checked.compiled,
+        }
+        for one in series
+        for number, checked in enumerate(one.patches, 1)
+    ]
+
+
+def check_table(checked: CheckedSeries) -> str:
+    """What was found of every patch of a series."""
+    rows = [
+        [
+            str(number),
+            "FAIL" if one.problems else "ok",
+            one.compiled,
+            "; ".join([one.patch.name, *one.problems]),
+        ]
+        for number, one in enumerate(checked.patches, 1)
+    ]
+    passed = sum(not one.problems for one in checked.patches)
+    source = checked.source
+    return (
+        table(("#", "check", "compiled", "patch and what is wrong"), rows, right=(0,))
+        + f"\n{source.series}: {passed} of {len(rows)} patch(es) passed on {source.commit[:12]}"
+    )
+
+
+def status_rows(source: Source, comparison: Comparison) -> dict[str, Any]:
+    """How a series fares on another commit, as a JSON object."""
+    onto = comparison.onto
+    return {
+        "series": source.series,
+        "pin": source.commit,
+        "onto": {
+            "name": onto.name,
+            "commit": onto.commit,
+            "tree": onto.tree,
+            "date": onto.date.isoformat(),
+            "missing_paths": list(onto.missing_paths),
+        },
+        "patches": [
+            {"number": number, "name": one.name, "state": one.state, "details": list(one.details)}
+            for number, one in enumerate(comparison.patches, 1)
+        ],
+    }
+
+
+def status_table(source: Source, comparison: Comparison) -> str:
+    """How a series fares on another commit."""
+    onto = comparison.onto
+    rows = [
+        [str(number), one.state, "; ".join([one.name, *one.details])]
+        for number, one in enumerate(comparison.patches, 1)
+    ]
+    pin = f"pin {source.commit[:12]} ({source.date:%Y-%m-%d})"
+    lines = [
+        f"{source.series}: {pin}, tried on {onto.name} at {onto.commit[:12]} ({onto.date:%Y-%m-%d})",
+        table(("#", "state", "patch and where"), rows, right=(0,)),
+    ]
+    lines += [f"{path}, one of the source's paths, is not in this commit" for path in onto.missing_paths]
+    return "\n".join(lines)
 
 
 def build_table(results: Sequence[Built]) -> str:

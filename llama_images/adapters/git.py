@@ -13,24 +13,25 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import filelock
+from typing import TYPE_CHECKING, TypeVar
 
 from llama_images.adapters.git_messages import moved_hunks, why_not_applied
-from llama_images.adapters.git_mirror import Entry, Mirror, Origin, find_origin, is_within
+from llama_images.adapters.git_mirror import Entry, Mirror, Origin, find_origin
 from llama_images.adapters.git_program import DamagedError, Git, full_disk
+from llama_images.adapters.locks import locked
 from llama_images.adapters.patch_files import load_series
 from llama_images.adapters.trees import Identity, TreeStore
 from llama_images.errors import CheckFailed, OutsideError, UsageError
-from llama_images.patch_series import Patch, PatchSeries
+from llama_images.patch_series import Patch, PatchSeries, is_within
 from llama_images.ports import CheckedOut, Programs, Reporter
 
 if TYPE_CHECKING:
     from llama_images.matrix import Source
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,6 +92,16 @@ class GitSourceTree:
         path = self._trees.path(order.name)
         return CheckedOut(path=path, commit=source.commit, tree=source.tree, patched_tree=patched_tree)
 
+    def mirror(self, source: Source, *, repo: str | None = None) -> Path:
+        """The git directory in the cache that holds the pin and the contents of the files below its paths.
+
+        Needs no network where it holds them already. Raises as ``checkout`` does.
+        """
+        with self._disk_errors():
+            origin = find_origin(self._git, source, repo)
+            with self._locked(source):
+                return self._with_mirror(source, origin, lambda mirror: mirror.path)
+
     def _refuse_outside(self, order: _Order) -> None:
         for patch in order.series.patches if order.series is not None else ():
             for change in patch.files:
@@ -101,24 +112,27 @@ class GitSourceTree:
                     )
 
     def _make(self, order: _Order, origin: Origin) -> str:
-        self._git.check_version()
-        name = order.source.name
-        mirror = Mirror(self._git, self._cache / "source" / f"{name}.git", order.source, self._reporter)
         if self._trees.path(order.name).exists():
             self._reporter.line(
-                f"source {name}: the tree in the cache is not as it should be; making it anew"
+                f"source {order.source.name}: the tree in the cache is not as it should be; making it anew"
             )
+        return self._with_mirror(order.source, origin, lambda mirror: self._lay_out(order, mirror))
+
+    def _with_mirror(self, source: Source, origin: Origin, work: Callable[[Mirror], _T]) -> _T:
+        """Bring the mirror up to date and work with it; a damaged one is made anew, once."""
+        self._git.check_version()
+        mirror = Mirror(self._git, self._cache / "source" / f"{source.name}.git", source, self._reporter)
         try:
             mirror.bring(origin)
-            return self._lay_out(order, mirror)
+            return work(mirror)
         except DamagedError as error:
             self._reporter.warn(
-                f"source {name}: the mirror in the cache is damaged ({error}); fetching it anew"
+                f"source {source.name}: the mirror in the cache is damaged ({error}); fetching it anew"
             )
         mirror.discard()
         try:
             mirror.bring(origin)
-            return self._lay_out(order, mirror)
+            return work(mirror)
         except DamagedError as error:
             raise OutsideError(
                 f"{mirror.path} can't be read: {error}", hint=f"Check the disk, then remove {mirror.path}."
@@ -167,20 +181,13 @@ class GitSourceTree:
 
     @contextlib.contextmanager
     def _locked(self, source: Source) -> Iterator[None]:
-        folder = self._cache / "source"
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / f"{source.name}.lock")
-        try:
-            lock.acquire(timeout=0)
-        except filelock.Timeout:
+        def waiting() -> None:
             self._reporter.line(
                 f"source {source.name}: another process works on it; waiting for it to finish"
             )
-            lock.acquire()
-        try:
+
+        with locked(self._cache / "source" / f"{source.name}.lock", waiting):
             yield
-        finally:
-            lock.release()
 
     @contextlib.contextmanager
     def _disk_errors(self) -> Iterator[None]:

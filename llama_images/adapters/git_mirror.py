@@ -26,26 +26,29 @@ from llama_images.adapters.git_messages import (
 from llama_images.adapters.git_program import DamagedError, Git
 from llama_images.adapters.trees import Blob, blob_id
 from llama_images.errors import CheckFailed, OutsideError, UsageError
+from llama_images.patch_series import is_within
 from llama_images.ports import Reporter
 
 if TYPE_CHECKING:
     from llama_images.matrix import Source
 
-_REMOTE: Final = "pin"
+REMOTE: Final = "pin"
+"""What a repository of the cache calls the place that its objects come from."""
+
 _REMOTE_SCHEMES: Final = frozenset({"git", "http", "https", "ssh"})
 _SCP_LIKE: Final = re.compile(r"[^/\s]+:\S+")
-_FETCH_SECONDS: Final = 3600.0
+FETCH_SECONDS: Final = 3600.0
 _TRIES: Final = 3
 _PAUSE_SECONDS: Final = 2.0
-_NO_NETWORK: Final = {"GIT_ALLOW_PROTOCOL": "none"}
+NO_NETWORK: Final = {"GIT_ALLOW_PROTOCOL": "none"}
 """For questions to a user's own clone: a partial one must not ask its remote for the answer."""
 _BARE: Final = "[core]\n\trepositoryformatversion = 0\n\tbare = true\n"
 _KILLED: Final = ("*.lock", "refs/pins/*.lock", "objects/tmp_*", "objects/incoming-*", "objects/pack/tmp_*")
 """What a git that was killed leaves in a repository."""
 
 
-class _FetchError(Exception):
-    """git fetch failed; ``failure`` is what it said."""
+class FetchError(Exception):
+    """git fetch failed; ``failure`` is what it said. Never leaves the adapters."""
 
     def __init__(self, failure: str) -> None:
         super().__init__(failure)
@@ -71,11 +74,6 @@ class Entry:
     mode: str
     object_id: str
     path: str
-
-
-def is_within(path: str, roots: Iterable[str]) -> bool:
-    """Whether a path is one of these files, or lies in one of these folders."""
-    return any(path == root or path.startswith(f"{root}/") for root in roots)
 
 
 def find_origin(git: Git, source: Source, repo: str | None) -> Origin:
@@ -104,7 +102,7 @@ def find_origin(git: Git, source: Source, repo: str | None) -> Origin:
         raise UsageError(f"{repo} does not exist", hint=wanted)
     # Named outright: no repository above the folder is taken for it, and none is refused for its owner.
     git_dir = path / ".git" if (path / ".git").exists() else path
-    held = git.run(["cat-file", "-e", f"{source.commit}^{{commit}}"], git_dir=git_dir, env=_NO_NETWORK)
+    held = git.run(["cat-file", "-e", f"{source.commit}^{{commit}}"], git_dir=git_dir, env=NO_NETWORK)
     if means_no_repository(held.error_text):
         raise UsageError(f"{repo} is not a git repository", hint=wanted)
     if held.returncode != 0:
@@ -118,6 +116,86 @@ def find_origin(git: Git, source: Source, repo: str | None) -> Origin:
 def _without_password(address: str) -> str:
     parts = urlsplit(address)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def fetch(
+    git: Git,
+    git_dir: Path,
+    origin: Origin,
+    arguments: Sequence[str],
+    *,
+    leave_out: str = "blob:none",
+    stdin: bytes | None = None,
+    on_line: Callable[[str], None],
+) -> None:
+    """Fetch into a repository; ``arguments`` name what. Raises FetchError.
+
+    ``leave_out`` is git's filter: the contents of files, or with "tree:0" everything but commits.
+    """
+    # The remote is named for this one call only: no other command may ask it for an object in silence.
+    remote = {"url": origin.address, "promisor": "true", "partialclonefilter": leave_out}
+    words = [word for key, value in remote.items() for word in ("-c", f"remote.{REMOTE}.{key}={value}")]
+    words += ["-c", "fetch.negotiationAlgorithm=noop"]
+    words += ["fetch", "--progress", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules"]
+    words += [f"--filter={leave_out}", *arguments]
+    env = {"GIT_ALLOW_PROTOCOL": "file"} if origin.git_dir is not None else {}
+    for attempt in range(1, _TRIES + 1):
+        finished = git.run(
+            words, git_dir=git_dir, env=env, stdin=stdin, timeout=FETCH_SECONDS, on_line=on_line
+        )
+        if finished.returncode == 0:
+            return
+        failure = finished.error_text
+        if attempt == _TRIES or origin.git_dir is not None or not means_passing_trouble(failure):
+            raise FetchError(failure)
+        on_line(f"{last_words(failure)}; trying again")
+        time.sleep(_PAUSE_SECONDS * attempt)
+
+
+def unfetched(source: Source, commit: str, origin: Origin, failure: str) -> OutsideError:
+    """The error for a commit that could not be fetched; ``failure`` is what git said."""
+    words = last_words(failure)
+    clone = f"give a clone that holds {commit[:12]}: --repo PATH or LLAMA_CPP_REPO=PATH"
+    if origin.git_dir is not None:
+        return OutsideError(
+            f"source {source.name}: can't fetch from {origin.label}: {words}", hint=f"Or {clone}"
+        )
+    if means_lacking_commit(failure):
+        problem = f"{origin.label} does not give out commit {commit}"
+        return OutsideError(f"source {source.name}: {problem} ({words})", hint=f"Or {clone}")
+    # One line on purpose: it is what every user of a closed-off machine sees first.
+    return OutsideError(f"source {source.name}: can't reach {origin.label} ({words}); {clone}")
+
+
+def tree_entries(listed: bytes, *, name: str) -> list[Entry]:
+    """The records of ``git ls-tree -r -z``; CheckFailed where one is no file. ``name`` is the source's."""
+    entries: list[Entry] = []
+    for record in filter(None, listed.split(b"\0")):
+        facts, _, path = record.partition(b"\t")
+        mode, kind, object_id = facts.decode().split()
+        if kind != "blob":
+            raise CheckFailed(f"sources.{name}.paths: {os.fsdecode(path)} is a {kind}, not a file")
+        entries.append(Entry(mode=mode, object_id=object_id, path=os.fsdecode(path)))
+    return entries
+
+
+def blobs(stream: bytes, entries: Sequence[Entry]) -> Iterator[Blob]:
+    """The files in what ``git cat-file --batch`` prints of these entries, each hashed again.
+
+    Raises DamagedError where one is missing or another than its hash says.
+    """
+    at = 0
+    for entry in entries:
+        end = stream.find(b"\n", at)
+        words = stream[at:end].split() if end >= 0 else []
+        if len(words) != 3:
+            raise DamagedError(f"the content of {entry.path} is missing")
+        start, size = end + 1, int(words[2])
+        content = stream[start : start + size]
+        if blob_id(content) != entry.object_id:
+            raise DamagedError(f"the content of {entry.path} has another hash")
+        at = start + size + 1
+        yield Blob(path=entry.path, mode=entry.mode, object_id=entry.object_id, content=content)
 
 
 class Mirror:
@@ -145,7 +223,9 @@ class Mirror:
                 label = f"source {source.name}: fetching {short} from {origin.label}"
                 refspec = f"+{source.commit}:refs/pins/{source.commit}"
                 with self._reporter.activity(label) as activity:
-                    self._fetch(origin, ["--depth=1", _REMOTE, refspec], on_line=activity.update)
+                    fetch(
+                        self._git, self.path, origin, ["--depth=1", REMOTE, refspec], on_line=activity.update
+                    )
             self._check_tree()
             entries = self._listing()
             missing = self._missing(entry.object_id for entry in entries)
@@ -154,15 +234,22 @@ class Mirror:
                 stdin = "".join(f"{object_id}\n" for object_id in missing).encode()
                 with self._reporter.activity(label) as activity:
                     try:
-                        self._fetch(origin, ["--stdin", _REMOTE], stdin=stdin, on_line=activity.update)
-                    except _FetchError:
+                        fetch(
+                            self._git,
+                            self.path,
+                            origin,
+                            ["--stdin", REMOTE],
+                            stdin=stdin,
+                            on_line=activity.update,
+                        )
+                    except FetchError:
                         self._explain(origin, entries)
                         raise
-        except _FetchError as error:
+        except FetchError as error:
             # The repository at hand answers, so what can't be read is more likely the mirror.
             if not is_new and (origin.git_dir is not None or means_damage(error.failure)):
                 raise DamagedError(last_words(error.failure)) from error
-            raise self._unfetched(origin, error.failure) from error
+            raise unfetched(source, source.commit, origin, error.failure) from error
 
     def _check_tree(self) -> None:
         source = self._source
@@ -183,19 +270,7 @@ class Mirror:
     def contents(self, entries: Sequence[Entry], *, env: Mapping[str, str]) -> Iterator[Blob]:
         """The files with their contents, each hashed again; raises DamagedError where one is wrong."""
         wanted = "".join(f"{entry.object_id}\n" for entry in entries).encode()
-        stream = self.read(["cat-file", "--batch"], env=env, stdin=wanted)
-        at = 0
-        for entry in entries:
-            end = stream.find(b"\n", at)
-            words = stream[at:end].split() if end >= 0 else []
-            if len(words) != 3:
-                raise DamagedError(f"the content of {entry.path} is missing")
-            start, size = end + 1, int(words[2])
-            content = stream[start : start + size]
-            if blob_id(content) != entry.object_id:
-                raise DamagedError(f"the content of {entry.path} has another hash")
-            at = start + size + 1
-            yield Blob(path=entry.path, mode=entry.mode, object_id=entry.object_id, content=content)
+        return blobs(self.read(["cat-file", "--batch"], env=env, stdin=wanted), entries)
 
     def discard(self) -> None:
         """Remove the mirror; the next ``bring`` makes it anew."""
@@ -224,47 +299,6 @@ class Mirror:
                     stale.unlink()
         return False
 
-    def _fetch(
-        self,
-        origin: Origin,
-        arguments: Sequence[str],
-        *,
-        stdin: bytes | None = None,
-        on_line: Callable[[str], None],
-    ) -> None:
-        # The remote is named for this one call only: no other command may ask it for an object in silence.
-        remote = {"url": origin.address, "promisor": "true", "partialclonefilter": "blob:none"}
-        words = [word for key, value in remote.items() for word in ("-c", f"remote.{_REMOTE}.{key}={value}")]
-        words += ["-c", "fetch.negotiationAlgorithm=noop"]
-        words += ["fetch", "--progress", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules"]
-        words += ["--filter=blob:none", *arguments]
-        env = {"GIT_ALLOW_PROTOCOL": "file"} if origin.git_dir is not None else {}
-        for attempt in range(1, _TRIES + 1):
-            finished = self._git.run(
-                words, git_dir=self.path, env=env, stdin=stdin, timeout=_FETCH_SECONDS, on_line=on_line
-            )
-            if finished.returncode == 0:
-                return
-            failure = finished.error_text
-            if attempt == _TRIES or origin.git_dir is not None or not means_passing_trouble(failure):
-                raise _FetchError(failure)
-            on_line(f"{last_words(failure)}; trying again")
-            time.sleep(_PAUSE_SECONDS * attempt)
-
-    def _unfetched(self, origin: Origin, failure: str) -> OutsideError:
-        source = self._source
-        words = last_words(failure)
-        clone = f"give a clone that holds {source.commit[:12]}: --repo PATH or LLAMA_CPP_REPO=PATH"
-        if origin.git_dir is not None:
-            return OutsideError(
-                f"source {source.name}: can't fetch from {origin.label}: {words}", hint=f"Or {clone}"
-            )
-        if means_lacking_commit(failure):
-            problem = f"{origin.label} does not give out commit {source.commit}"
-            return OutsideError(f"source {source.name}: {problem} ({words})", hint=f"Or {clone}")
-        # One line on purpose: it is what every user of a closed-off machine sees first.
-        return OutsideError(f"source {source.name}: can't reach {origin.label} ({words}); {clone}")
-
     def _explain(self, origin: Origin, entries: Sequence[Entry]) -> None:
         """Raise OutsideError with names where a local repository lacks contents that the build reads."""
         if origin.git_dir is None:
@@ -278,7 +312,7 @@ class Mirror:
             "--missing=print",
             self._source.commit,
         ]
-        listed = self._git.run(words, git_dir=origin.git_dir, env=_NO_NETWORK).text.splitlines()
+        listed = self._git.run(words, git_dir=origin.git_dir, env=NO_NETWORK).text.splitlines()
         missing = {line.removeprefix("?") for line in listed if line.startswith("?")}
         names = [entry.path for entry in entries if entry.object_id in missing]
         if names:
@@ -292,13 +326,7 @@ class Mirror:
         """Every file below ``source.paths`` at the pin."""
         source = self._source
         listed = self.read(["ls-tree", "-r", "-z", source.commit, "--", *source.paths])
-        entries: list[Entry] = []
-        for record in filter(None, listed.split(b"\0")):
-            facts, _, path = record.partition(b"\t")
-            mode, kind, object_id = facts.decode().split()
-            if kind != "blob":
-                raise CheckFailed(f"sources.{source.name}.paths: {os.fsdecode(path)} is a {kind}, not a file")
-            entries.append(Entry(mode=mode, object_id=object_id, path=os.fsdecode(path)))
+        entries = tree_entries(listed, name=source.name)
         for root in source.paths:
             if not any(is_within(entry.path, (root,)) for entry in entries):
                 raise CheckFailed(

@@ -28,6 +28,7 @@ _CONFIGURATION: Final = """\
 \tdirectory = *
 [core]
 \thooksPath = /dev/null
+\tattributesFile = /dev/null
 [gc]
 \tauto = 0
 [maintenance]
@@ -42,12 +43,12 @@ class DamagedError(Exception):
     """Objects that a repository of the cache should hold can't be read. Never leaves the adapters."""
 
 
-def git_version(programs: Programs) -> tuple[int, ...]:
+def git_version(programs: Programs, *, minimum: tuple[int, ...] = MINIMUM_GIT) -> tuple[int, ...]:
     """Version of the git on PATH, such as (2, 39, 5).
 
-    Raises OutsideError, with the command that installs it, where git is missing or older than MINIMUM_GIT.
+    Raises OutsideError, with the command that installs it, where git is missing or older than ``minimum``.
     """
-    needed = ".".join(map(str, MINIMUM_GIT))
+    needed = ".".join(map(str, minimum))
     hint = f"Install git {needed} or newer: apt-get install git"
     if not programs.find("git"):
         raise OutsideError("git is not installed", hint=hint)
@@ -56,7 +57,7 @@ def git_version(programs: Programs) -> tuple[int, ...]:
     if match is None:
         raise OutsideError(f"git --version says {text.strip()!r}, which names no version", hint=hint)
     version = tuple(int(part) for part in match.groups() if part is not None)
-    if version < MINIMUM_GIT:
+    if version < minimum:
         raise OutsideError(f"git {match[0]} is too old, {needed} is needed", hint=hint)
     return version
 
@@ -79,26 +80,33 @@ class Git:
         self._home = home
         self._environ = environ
 
-    def check_version(self) -> None:
+    def check_version(self, minimum: tuple[int, ...] = MINIMUM_GIT) -> None:
         """Raises OutsideError where git is missing or too old."""
-        git_version(self._programs)
+        git_version(self._programs, minimum=minimum)
 
     def run(
         self,
         arguments: Sequence[str],
         *,
         git_dir: Path | None = None,
+        work_tree: Path | None = None,
         env: Mapping[str, str] | None = None,
         stdin: bytes | None = None,
         timeout: float = _LOCAL_SECONDS,
         on_line: Callable[[str], None] | None = None,
     ) -> Finished:
-        """Run to the end and return the result, whatever its exit code; a full disk is OutsideError."""
+        """Run to the end and return the result, whatever its exit code; a full disk is OutsideError.
+
+        With ``work_tree`` it runs there.
+        """
         where = [f"--git-dir={git_dir}"] if git_dir is not None else []
-        environment = {**self._environment(), **(env or {})}
+        environment = self._environment()
+        if work_tree is not None:
+            environment["GIT_WORK_TREE"] = str(work_tree)
+        environment |= env or {}
         finished = self._programs.run(
             ["git", *where, *arguments],
-            cwd=self._home,
+            cwd=work_tree or self._home,
             env=environment,
             stdin=stdin,
             timeout=timeout,
@@ -128,7 +136,7 @@ class Git:
             "GIT_CONFIG_NOSYSTEM": "1",
             "GIT_CONFIG_COUNT": "0",
             "GIT_CONFIG_PARAMETERS": "",
-            "GIT_WORK_TREE": str(self._home),  # no command here uses one; within a hook there is another
+            "GIT_WORK_TREE": str(self._home),  # most commands use none; within a hook there is another
             "GIT_NAMESPACE": "",
             "GIT_ALLOW_PROTOCOL": _PROTOCOLS,
             "GIT_ASKPASS": "",

@@ -1,12 +1,15 @@
-"""Reads a patch series from its folder."""
+"""Reads a patch series from its folder, and writes one."""
 
 from __future__ import annotations
 
 import re
+import shutil
+import tempfile
 from pathlib import Path
 
-from llama_images.errors import UsageError
-from llama_images.patch_series import PatchSeries, decode_text, make_series, series_entries
+from llama_images.errors import OutsideError, UsageError
+from llama_images.patch_format import series_comments, series_text
+from llama_images.patch_series import PatchSeries, decode_text, make_series, parse_series, series_entries
 
 
 def load_series(folder: Path) -> PatchSeries:
@@ -44,3 +47,70 @@ def _read(path: Path, shown: str) -> bytes:
         raise UsageError(f"{shown} does not exist", hint=hint) from error
     except OSError as error:
         raise UsageError(f"{shown} can't be read: {error.strerror or error}") from error
+
+
+class PatchFolders:
+    """Implements ``series_ports.SeriesFolders``; ``patches`` holds one folder for each series."""
+
+    def __init__(self, patches: Path) -> None:
+        self._patches = patches
+
+    def replace(self, series: PatchSeries, *, source: str) -> bool:
+        """Write a series; see ``series_ports.SeriesFolders.replace``.
+
+        Raises UsageError for a series file that can't be read, OutsideError where nothing can be written.
+        """
+        folder = (self._patches / series.name).resolve()
+        shown = f"{self._patches.name}/{series.name}"
+        old = _contents(folder)
+        listed = decode_text(old.get("series", b""), name=f"{shown}/series")
+        gone = set(parse_series(listed, name=f"{shown}/series"))
+        new = {name: data for name, data in old.items() if name not in gone}
+        names = [patch.name for patch in series.patches]
+        text = series_text(names, source=source, comments=series_comments(listed))
+        new |= {patch.name: patch.text.encode("utf-8") for patch in series.patches}
+        new["series"] = text.encode("utf-8")
+        if new == old:
+            return False
+        try:
+            _swap(folder, {name: data for name, data in new.items() if old.get(name) != data}, set(new))
+        except OSError as error:
+            raise OutsideError(
+                f"{shown} can't be written: {error.strerror or error}", hint="Nothing in it was changed."
+            ) from error
+        return True
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    """The plain files of a folder, by name; none where there is no folder."""
+    if not folder.is_dir():
+        return {}
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
+
+
+def _swap(folder: Path, changed: dict[str, bytes], wanted: set[str]) -> None:
+    """Put a copy of the folder with other files in it into its place: whole, or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    fresh, old = staging / "new", staging / "old"
+    try:
+        if folder.is_dir():
+            shutil.copytree(folder, fresh, symlinks=True)
+        else:
+            fresh.mkdir()
+        for path in list(fresh.iterdir()):
+            if path.is_file() and path.name not in wanted:
+                path.unlink()
+        for name, data in changed.items():
+            (fresh / name).unlink(missing_ok=True)
+            (fresh / name).write_bytes(data)
+        try:
+            if folder.is_dir():
+                folder.rename(old)
+            fresh.rename(folder)
+        except BaseException:
+            if old.is_dir() and not folder.exists():
+                old.rename(folder)
+            raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)

@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 import docker.auth
 import requests
 
-from llama_images.adapters.git_messages import last_words
 from llama_images.adapters.git_program import Git
+from llama_images.adapters.git_revision import remote_commit
 from llama_images.adapters.network import LOOPBACK, reason
 from llama_images.adapters.registry import RegistryClient
 from llama_images.errors import OutsideError
@@ -131,20 +131,10 @@ class PublicUpstreams:
 
     def head(self, repository: str, ref: str) -> str:
         """The commit that ``ref`` names in ``repository`` now; an annotated tag's commit."""
-        finished = self._git.run(["ls-remote", "--", repository, ref, f"{ref}^{{}}"], timeout=120)
-        if finished.returncode != 0:
-            raise OutsideError(
-                f"{repository} can't be asked for {ref}: {last_words(finished.error_text)}",
-                hint="check the network, the proxy and the source's repository in the matrix",
-            )
-        names = {
-            name: commit for commit, _, name in (line.partition("\t") for line in finished.text.splitlines())
-        }
-        # git's own order (gitrevisions): the name as it is, below refs, a tag, a branch.
-        for prefix in ("", "refs/", "refs/tags/", "refs/heads/"):
-            for full in (f"{prefix}{ref}^{{}}", f"{prefix}{ref}"):
-                if re.fullmatch("[0-9a-f]{40}", names.get(full, "")):
-                    return names[full]
+        hint = "check the network, the proxy and the source's repository in the matrix"
+        commit = remote_commit(self._git, repository, ref, label=repository, hint=hint)
+        if commit is not None:
+            return commit
         raise OutsideError(f"{repository} has no {ref}", hint="check the source's ref in the matrix")
 
 

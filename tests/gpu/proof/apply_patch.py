@@ -1,4 +1,7 @@
 """apply_patch.py FOLDER PATCH...: apply unified diffs exactly (no fuzz; a hunk may stand at another line). No tool needed."""
+
+from __future__ import annotations
+
 import re
 import sys
 from pathlib import Path

@@ -1,0 +1,372 @@
+"""The series as commits in a work tree of the cache, rebased by git onto another commit.
+
+``series/<source>/`` is an ordinary work tree: its owner may use git there as anywhere. Each patch is a
+``git rebase`` of its own. A whole series in one rebase could lose a patch: git takes a pick off its list
+before it has done it, and does not come back to it when it was killed in between.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from llama_images.adapters.git import GitSourceTree
+from llama_images.adapters.git_messages import last_words
+from llama_images.adapters.git_mirror import FETCH_SECONDS, Origin, find_origin
+from llama_images.adapters.git_program import DamagedError, Git
+from llama_images.adapters.git_revision import bring_commit, describe, find_commit
+from llama_images.adapters.git_scratch import Scratch, identity, make_repository, unreadable
+from llama_images.adapters.locks import locked
+from llama_images.adapters.rebase_state import Pick, RebaseState, load_state, save_state
+from llama_images.adapters.series_commits import read_commits
+from llama_images.adapters.series_trees import refuse_unapplied
+from llama_images.errors import OutsideError, UsageError
+from llama_images.patch_format import MAINTAINERS_EMAIL, MAINTAINERS_NAME
+from llama_images.patch_series import PatchSeries
+from llama_images.ports import Finished, Reporter
+from llama_images.series_ports import Conflict, Rebase, WorkCommits
+
+if TYPE_CHECKING:
+    from llama_images.matrix import Source
+
+# commentChar: git would take a line of a message that starts with "#24423" for a comment.
+_SETTINGS: Final = f"""\
+\tbare = false
+\tsparseCheckout = true
+\tautocrlf = false
+\tcommentChar = ";"
+[user]
+\tname = {MAINTAINERS_NAME}
+\temail = {MAINTAINERS_EMAIL}
+[merge]
+\tconflictStyle = diff3
+[gc]
+\tauto = 0
+[maintenance]
+\tauto = false
+"""
+_REBASE: Final = ("rebase", "--merge", "--empty=drop", "--no-stat", "--no-verify", "--no-gpg-sign")
+_MARKERS: Final = (b"<<<<<<< ", b"||||||| ", b">>>>>>> ")
+_CUT_OFF: Final = ("index.lock", "HEAD.lock", "CHERRY_PICK_HEAD", "REBASE_HEAD", "AUTO_MERGE", "MERGE_MSG")
+_START: Final = "invoke patches.rebase --onto REV starts one."
+
+
+class GitSeriesWork:
+    """Implements ``series_ports.SeriesWork``; ``trees`` gives the mirror of the pin."""
+
+    def __init__(self, git: Git, trees: GitSourceTree, cache: Path, reporter: Reporter) -> None:
+        self._git = git
+        self._trees = trees
+        self._folder = cache.absolute() / "series"
+        self._reporter = reporter
+
+    def path(self, source: Source) -> Path:
+        """Where the work tree of a source lies."""
+        return self._folder / source.name
+
+    def start(self, source: Source, series: PatchSeries, *, repo: str | None, onto: str) -> Rebase:
+        """Make the work tree and rebase it; see ``series_ports.SeriesWork.start``."""
+        origin = find_origin(self._git, source, repo)
+        commit = find_commit(self._git, source, origin, onto)
+        path = self.path(source)
+        with self._locked(source):
+            if path.exists():
+                state = self._present(path)
+                is_same = state.onto.commit == commit and state.series == series.digest
+                if state.pick is None and is_same:
+                    return self._finish(_Work(self._git, path, source), state)
+                if state.pick is not None:
+                    if state.is_stopped or not is_same:
+                        raise UsageError(
+                            f"{path}: a rebase onto {state.onto.commit[:12]} is under way",
+                            hint="invoke patches.rebase --continue goes on with it, --abort removes it.",
+                        )
+                    self._reporter.line(f"{path}: going on with the rebase that was interrupted")
+                    return self._advance(_Work(self._git, path, source), state)
+                self._refuse_loss(_Work(self._git, path, source), state)
+            mirror = self._trees.mirror(source, repo=repo)
+            state = self._make(source, series, origin, mirror, commit=commit, onto=onto)
+            return self._advance(_Work(self._git, path, source), state)
+
+    def resume(self, source: Source, *, skip: bool) -> Rebase:
+        """Go on after a conflict; see ``series_ports.SeriesWork.resume``."""
+        path = self.path(source)
+        with self._locked(source):
+            if not path.exists():
+                raise UsageError(f"there is no rebase of {source.name} to go on with", hint=_START)
+            state = self._present(path)
+            work = _Work(self._git, path, source)
+            if skip and not state.is_stopped:
+                raise UsageError(f"{path}: no patch waits to be left out", hint="--skip is for a conflict.")
+            if state.is_stopped:
+                state = self._skip(work, state) if skip else self._take_resolved(work, state)
+                save_state(work.git_dir, state)
+            return self._advance(work, state)
+
+    def abort(self, source: Source) -> Path:
+        """Remove the work tree; see ``series_ports.SeriesWork.abort``."""
+        path = self.path(source)
+        with self._locked(source):
+            if not path.exists():
+                raise UsageError(f"there is no work tree of {source.name} to remove", hint=_START)
+            shutil.rmtree(path)
+        return path
+
+    @contextlib.contextmanager
+    def commits(self, source: Source, *, work_tree: Path | None, base: str | None) -> Iterator[WorkCommits]:
+        """The commits of a work tree; see ``series_ports.SeriesWork.commits``."""
+        path = work_tree.absolute() if work_tree is not None else self.path(source)
+        with contextlib.ExitStack() as stack:
+            if path == self.path(source):
+                stack.enter_context(self._locked(source))
+                if not path.exists():
+                    hint = f"{_START} --worktree names another work tree."
+                    raise UsageError(f"there is no work tree of {source.name}", hint=hint)
+            yield stack.enter_context(read_commits(self._git, source, path, base=base))
+
+    def _locked(self, source: Source) -> contextlib.AbstractContextManager[None]:
+        return locked(
+            self._folder / f"{source.name}.lock",
+            lambda: self._reporter.line(
+                f"series {source.name}: another process works on it; waiting for it to finish"
+            ),
+        )
+
+    def _present(self, path: Path) -> RebaseState:
+        state = load_state(path / ".git")
+        if state is None:
+            raise UsageError(f"{path} is not the work tree of a rebase", hint="Move it out of the way.")
+        return state
+
+    def _refuse_loss(self, work: _Work, state: RebaseState) -> None:
+        """Raise UsageError where removing the work tree would lose what is nowhere else."""
+        head = work.head()
+        is_automatic = head == state.head and not state.is_touched
+        if work.changed() or not (is_automatic or head == state.exported):
+            raise UsageError(
+                f"{work.path} holds work that is not in patches/{work.source.series}",
+                hint="invoke patches.export writes it there; invoke patches.rebase --abort throws it away.",
+            )
+
+    def _make(
+        self, source: Source, series: PatchSeries, origin: Origin, mirror: Path, *, commit: str, onto: str
+    ) -> RebaseState:
+        """Make a work tree at the new commit, and the picks; it gets its name once it is whole."""
+        staging = self._folder / f".{source.name}.new"
+        shutil.rmtree(staging, ignore_errors=True)
+        git_dir = staging / ".git"
+        try:
+            make_repository(
+                git_dir,
+                borrowed=[mirror / "objects"],
+                shallow=[source.commit],
+                settings=_SETTINGS,
+                origin=origin,
+            )
+            sparse = "".join(f"/{path}\n" for path in source.paths)
+            (git_dir / "info" / "sparse-checkout").write_text(sparse, "utf-8")
+            bring_commit(self._git, source, origin, commit, git_dir, self._reporter)
+            scratch = Scratch(self._git, git_dir, may_fetch=True)
+            with self._reporter.activity(f"series {source.name}: making a work tree") as activity:
+                activity.update(f"{len(series.patches)} patches as commits on {source.commit[:12]}")
+                picks = _import(scratch, source, series)
+                revision = describe(self._git, source, origin, scratch, name=onto, commit=commit, count=True)
+                for tag, target in (("pin", source.commit), ("onto", commit)):
+                    scratch.read(["update-ref", f"refs/tags/{tag}", target])
+                activity.update(f"checking out {commit[:12]}")
+                _Work(self._git, staging, source).need(["checkout", "--quiet", "--detach", commit])
+            state = RebaseState(series=series.digest, onto=revision, picks=picks, head=commit)
+            save_state(git_dir, state)
+            shutil.rmtree(self.path(source), ignore_errors=True)
+            staging.rename(self.path(source))
+        except DamagedError as error:
+            raise unreadable(staging, error) from error
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+        return state
+
+    def _advance(self, work: _Work, state: RebaseState) -> Rebase:
+        """Do the picks that are left, up to the first that conflicts."""
+        label = f"series {work.source.name}: rebase onto {state.onto.commit[:12]}"
+        with self._reporter.activity(label) as activity:
+            while (pick := state.pick) is not None:
+                activity.update(f"{len(state.results) + 1}/{len(state.picks)} {pick.name}")
+                if work.head() != state.head or work.is_rebasing() or work.changed():
+                    work.clean_up(state.head, pick)  # a step that was cut off
+                finished = work.run([*_REBASE, "--onto", state.head, pick.parent, pick.commit])
+                if finished.returncode == 0:
+                    head = work.head()
+                    state = state.done("absorbed" if head == state.head else "kept", head)
+                elif work.is_rebasing() and (unmerged := work.unmerged()):
+                    state = replace(state, is_stopped=True, is_touched=True)
+                    save_state(work.git_dir, state)
+                    return _report(work, state, Conflict(name=pick.name, files=tuple(unmerged)))
+                else:
+                    work.clean_up(state.head, pick)
+                    raise OutsideError(
+                        f"git rebase failed at {pick.name}: {last_words(finished.error_text)}",
+                        hint=f"The work tree is {work.path}; invoke patches.rebase --continue tries again.",
+                    )
+                save_state(work.git_dir, state)
+        return self._finish(work, state)
+
+    def _finish(self, work: _Work, state: RebaseState) -> Rebase:
+        """Leave the work tree on a branch, for whoever goes on there."""
+        if work.run(["symbolic-ref", "--quiet", "HEAD"]).returncode != 0:
+            work.need(["update-ref", "refs/heads/series", "HEAD"])
+            work.need(["symbolic-ref", "HEAD", "refs/heads/series"])
+        return _report(work, state, None)
+
+    def _take_resolved(self, work: _Work, state: RebaseState) -> RebaseState:
+        """Take over what the user made of a conflict, by files alone or with git."""
+        if work.is_rebasing():
+            if left := work.unresolved():
+                raise UsageError(
+                    f"{work.path}: conflicts are left: {', '.join(left)}",
+                    hint="Mend them there; then invoke patches.rebase --continue again.",
+                )
+            work.need(["add", "--update"])
+            work.need(["rebase", "--continue"])
+        elif changed := work.changed():
+            raise UsageError(
+                f"{work.path} has changes that are not committed: {', '.join(changed)}",
+                hint="Commit them or take them back; then invoke patches.rebase --continue again.",
+            )
+        head = work.head()
+        if head == state.head:
+            return state.done("absorbed", head)
+        if work.run(["merge-base", "--is-ancestor", state.head, head]).returncode == 0:
+            for path in work.untracked():
+                self._reporter.warn(f"{path} is not part of any commit (git add puts it into one)")
+            return state.done("kept", head)
+        # The user gave this step up with git rebase --abort: it is done anew.
+        return replace(state, is_stopped=False)
+
+    def _skip(self, work: _Work, state: RebaseState) -> RebaseState:
+        assert state.pick is not None
+        work.clean_up(state.head, state.pick)
+        return state.done("skipped", state.head)
+
+
+def _import(scratch: Scratch, source: Source, series: PatchSeries) -> tuple[Pick, ...]:
+    """Make the commits of a series on its pin."""
+    applied = scratch.apply_series(series, source.commit)
+    refuse_unapplied(source, applied)
+    parent = source.commit
+    picks = []
+    for patch, step in zip(series.patches, applied, strict=True):
+        assert step.tree is not None
+        commit = scratch.commit(step.tree, parent, f"{patch.subject}\n\n{patch.body}", date=source.date)
+        picks.append(Pick(name=patch.name, commit=commit, parent=parent))
+        parent = commit
+    return tuple(picks)
+
+
+def _report(work: _Work, state: RebaseState, conflict: Conflict | None) -> Rebase:
+    return Rebase(
+        path=work.path,
+        onto=state.onto,
+        kept=state.names("kept"),
+        absorbed=state.names("absorbed"),
+        skipped=state.names("skipped"),
+        conflict=conflict,
+    )
+
+
+class _Work:
+    """git in one work tree."""
+
+    def __init__(self, git: Git, path: Path, source: Source) -> None:
+        self._git = git
+        self.path = path
+        self.git_dir = path / ".git"
+        self.source = source
+        committer = {
+            key: value for key, value in identity(source.date).items() if key.startswith("GIT_COMMITTER")
+        }
+        self._environment: Mapping[str, str] = {
+            "GIT_INDEX_FILE": str(self.git_dir / "index"),
+            "GIT_OBJECT_DIRECTORY": str(self.git_dir / "objects"),
+            "GIT_NO_LAZY_FETCH": "0",
+            "GIT_EDITOR": ":",
+            "GIT_SEQUENCE_EDITOR": ":",
+            **committer,
+        }
+
+    def run(self, arguments: Sequence[str]) -> Finished:
+        return self._git.run(
+            arguments,
+            git_dir=self.git_dir,
+            work_tree=self.path,
+            env=self._environment,
+            timeout=FETCH_SECONDS,
+        )
+
+    def need(self, arguments: Sequence[str]) -> str:
+        """Output of a command that should do; raises OutsideError where it does not."""
+        finished = self.run(arguments)
+        if finished.returncode != 0:
+            raise OutsideError(
+                f"git {arguments[0]} failed in {self.path}: {last_words(finished.error_text)}",
+                hint="Look at it there with git status.",
+            )
+        return finished.text
+
+    def head(self) -> str:
+        return self.need(["rev-parse", "--verify", "HEAD^{commit}"]).strip()
+
+    def is_rebasing(self) -> bool:
+        return (self.git_dir / "rebase-merge").is_dir() or (self.git_dir / "rebase-apply").is_dir()
+
+    def changed(self) -> list[str]:
+        """Tracked files that differ from HEAD."""
+        words = ["status", "--porcelain=v1", "-z", "--no-renames", "--untracked-files=no"]
+        return [entry[3:] for entry in self.need(words).split("\0") if entry]
+
+    def untracked(self) -> list[str]:
+        listed = self.need(["ls-files", "--others", "--exclude-standard", "-z", "--", *self.source.paths])
+        return [path for path in listed.split("\0") if path]
+
+    def unmerged(self) -> dict[str, frozenset[int]]:
+        """Files in conflict, with the sides that there are: 1 the base, 2 the new commit's, 3 the patch's."""
+        found: dict[str, set[int]] = {}
+        for record in filter(None, self.need(["ls-files", "--unmerged", "-z"]).split("\0")):
+            facts, _, path = record.partition("\t")
+            found.setdefault(path, set()).add(int(facts.split()[2]))
+        return {path: frozenset(sides) for path, sides in found.items()}
+
+    def unresolved(self) -> list[str]:
+        """Conflicts that nobody has resolved, each in words.
+
+        A file that both sides have is resolved once it holds no conflict marker. Where one side has removed
+        or moved it, only git add or git rm can say what is meant.
+        """
+        left = []
+        for path, sides in self.unmerged().items():
+            file = self.path / path
+            if not {2, 3} <= sides or not file.is_file():
+                left.append(f"{path} (git add or git rm it)")
+                continue
+            lines = file.read_bytes().split(b"\n")
+            marked = [number for number, line in enumerate(lines, 1) if line.startswith(_MARKERS)]
+            if marked:
+                left.append(f"{path}:{marked[0]}")
+        return left
+
+    def clean_up(self, head: str, pick: Pick) -> None:
+        """Be at that commit as if the step had never begun."""
+        for name in ("rebase-merge", "rebase-apply"):
+            shutil.rmtree(self.git_dir / name, ignore_errors=True)
+        for name in _CUT_OFF:
+            (self.git_dir / name).unlink(missing_ok=True)
+        self.need(["update-ref", "--no-deref", "HEAD", head])
+        self.need(["reset", "--quiet", "--hard", head])
+        # New files that were written before the index knew of them would be in the way.
+        words = ["diff-tree", "-r", "-z", "--no-renames", "--name-only", "--diff-filter=A"]
+        added = set(self.need([*words, pick.parent, pick.commit]).split("\0"))
+        for path in added & set(self.untracked()):
+            (self.path / path).unlink()

@@ -1,0 +1,215 @@
+"""A small upstream with a pin, commits after it, and a series made for it. No test is in here."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import os
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from llama_images.adapters.git import GitSourceTree
+from llama_images.adapters.git_program import Git
+from llama_images.adapters.patch_files import load_series
+from llama_images.adapters.process import SystemPrograms
+from llama_images.adapters.series_trees import GitSeriesTrees
+from llama_images.adapters.series_work import GitSeriesWork
+from llama_images.matrix import Source
+from llama_images.patch_format import format_patch
+from llama_images.patch_series import PatchSeries
+from llama_images.ports import Activity, Finished, Programs
+
+DATE = dt.datetime(2026, 6, 11, 16, 49, 3, tzinfo=dt.UTC)
+PATHS = ("CMakeLists.txt", "src")
+NOWHERE = "https://127.0.0.1:1/llama.cpp"
+"""Refuses connections at once."""
+BODY = "What: a.\n\nWhy: b,\n#1 at the start of a line is no comment.\n\nProven: c.\n\nUpstream status: no."
+LINES = [f"line {number}" for number in range(1, 61)]
+
+IDENTITY = {
+    "GIT_AUTHOR_NAME": "Some One",
+    "GIT_AUTHOR_EMAIL": "one@example.org",
+    "GIT_COMMITTER_NAME": "Some One",
+    "GIT_COMMITTER_EMAIL": "one@example.org",
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_EDITOR": ":",
+}
+
+
+def git(folder: Path, *words: str, stdin: str | None = None) -> str:
+    """Standard output of a git command that does, as a user would run it."""
+    finished = subprocess.run(
+        ["git", "-C", str(folder), *words],
+        check=True,
+        capture_output=True,
+        text=True,
+        input=stdin,
+        env=os.environ | IDENTITY,
+    )
+    return finished.stdout.strip()
+
+
+def changed(**lines: str) -> str:
+    """src/a.cpp with some lines replaced: ``line10="ten"``; an empty text removes one."""
+    new = [lines.get(line.replace(" ", ""), line) for line in LINES]
+    return "".join(f"{line}\n" for line in new if line)
+
+
+class Lines:
+    """A reporter that remembers."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.warnings: list[str] = []
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+
+    def warn(self, text: str) -> None:
+        self.warnings.append(text)
+
+    @contextlib.contextmanager
+    def activity(self, label: str) -> Iterator[Activity]:
+        yield _Silent()
+
+
+class _Silent:
+    def update(self, text: str) -> None:
+        assert "\n" not in text
+
+
+class Watched:
+    """The machine's programs; ``before`` and ``after`` see each command, and may raise."""
+
+    def __init__(
+        self,
+        *,
+        before: Callable[[Sequence[str]], None] = lambda _argv: None,
+        after: Callable[[Sequence[str]], None] = lambda _argv: None,
+    ) -> None:
+        self._before = before
+        self._after = after
+        self._programs = SystemPrograms()
+
+    def find(self, name: str) -> tuple[Path, ...]:
+        return self._programs.find(name)
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        stdin: bytes | None = None,
+        timeout: float | None = None,
+        on_line: Callable[[str], None] | None = None,
+        log: Path | None = None,
+    ) -> Finished:
+        self._before(argv)
+        finished = self._programs.run(
+            argv, cwd=cwd, env=env, stdin=stdin, timeout=timeout, on_line=on_line, log=log
+        )
+        self._after(argv)
+        return finished
+
+
+class Upstream:
+    """A repository whose second commit is the pin. Branches of it are made by ``commit``."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.mkdir(parents=True)
+        git(path, "init", "--quiet", "--initial-branch=main")
+        for message in ("one", "two"):
+            self.write(
+                {"CMakeLists.txt": "project(x)\n", "src/a.cpp": changed(), "src/b.cpp": message + "\n"}
+            )
+            self.write({"tests/t.cpp": "t\n", ".gitattributes": "*.cpp text eol=crlf diff=cpp\n"})
+            git(path, "-c", "core.autocrlf=false", "add", "--all")
+            git(path, "commit", "--quiet", "--message", message)
+        self.pin = git(path, "rev-parse", "HEAD")
+
+    def write(self, files: Mapping[str, str | None]) -> None:
+        for name, text in files.items():
+            file = self.path / name
+            if text is None:
+                file.unlink()
+                continue
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(text.encode())
+
+    def commit(self, branch: str, files: Mapping[str, str | None]) -> str:
+        """A commit on the pin, on a branch of its own."""
+        git(self.path, "checkout", "--quiet", "-B", branch, self.pin)
+        self.write(files)
+        git(self.path, "add", "--all")
+        git(self.path, "commit", "--quiet", "--message", branch)
+        return git(self.path, "rev-parse", "HEAD")
+
+    def source(self, **other: object) -> Source:
+        values: dict[str, object] = {
+            "name": "small",
+            "repository": NOWHERE,
+            "ref": "main",
+            "commit": self.pin,
+            "tree": git(self.path, "rev-parse", f"{self.pin}^{{tree}}"),
+            "build_number": 2,
+            "date": DATE,
+            "paths": PATHS,
+            "series": "small",
+        }
+        return Source.model_validate(values | other)
+
+    def series(self, *steps: Mapping[str, str | None]) -> PatchSeries:
+        """One patch for each step; a step gives whole files as they are after it."""
+        git(self.path, "checkout", "--quiet", "--detach", self.pin)
+        patches = []
+        for number, step in enumerate(steps, 1):
+            self.write(step)
+            git(self.path, "add", "--all")
+            git(self.path, "commit", "--quiet", "--message", "step")
+            # Read elsewhere: the attributes give C++ another heading for hunks.
+            words = (
+                "-c",
+                "core.attributesFile=/dev/null",
+                "diff-tree",
+                "-p",
+                "--no-renames",
+                "HEAD~1",
+                "HEAD",
+            )
+            diff = git(self.path.parent, f"--git-dir={self.path / '.git'}", "--work-tree=.", *words) + "\n"
+            patches.append(format_patch(number, f"a: step {number}", BODY, diff))
+        return PatchSeries(name="small", patches=tuple(patches))
+
+    @staticmethod
+    def series_at(folder: str) -> PatchSeries:
+        """A series that was written to a folder."""
+        return load_series(Path(folder))
+
+
+class Bench:
+    """The adapters on a cache of their own."""
+
+    def __init__(self, upstream: Upstream, cache: Path, programs: Programs | None = None) -> None:
+        self.upstream = upstream
+        self.source = upstream.source()
+        self.repo = str(upstream.path)
+        self.cache = cache
+        self.lines = Lines()
+        programs = programs or SystemPrograms()
+        runner = Git(programs, cache / "source", os.environ)
+        source_tree = GitSourceTree(programs, cache, self.lines, Path("patches"))
+        self.trees = GitSeriesTrees(runner, source_tree, self.lines)
+        self.work = GitSeriesWork(runner, source_tree, cache, self.lines)
+
+    @property
+    def path(self) -> Path:
+        """The work tree of a rebase."""
+        return self.work.path(self.source)
+
+    def with_programs(self, programs: Programs) -> Bench:
+        """The same cache, other programs."""
+        return Bench(self.upstream, self.cache, programs)
