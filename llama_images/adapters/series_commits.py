@@ -106,8 +106,9 @@ def _find(git: Git, path: Path) -> _Place:
     return _Place(path=path, git_dir=Path(git_dir), objects=Path(objects))
 
 
-def _read(git: Git, place: _Place, arguments: Sequence[str]) -> bytes:
+def _read(git: Git, place: _Place, arguments: Sequence[str], *, may_fetch: bool = False) -> bytes:
     env = {
+        "GIT_NO_LAZY_FETCH": "0" if may_fetch else "1",
         "GIT_INDEX_FILE": str(place.git_dir / "index"),
         "GIT_OBJECT_DIRECTORY": str(place.objects),
         "GIT_OPTIONAL_LOCKS": "0",
@@ -135,7 +136,9 @@ def _refuse_unfinished(git: Git, source: Source, place: _Place) -> None:
         if (place.git_dir / name).exists():
             raise UsageError(f"{place.path}: a {what} is under way", hint="Finish it with git first.")
     words = ["status", "--porcelain=v1", "-z", "--no-renames", "--untracked-files=all"]
-    entries = [entry for entry in _read(git, place, words).decode("utf-8", "replace").split("\0") if entry]
+    # A sparse work tree has its .gitignore in the index alone, and of a partial clone perhaps not even there.
+    listed = _read(git, place, words, may_fetch=True).decode("utf-8", "replace")
+    entries = [entry for entry in listed.split("\0") if entry]
     dirty = [
         entry[3:]
         for entry in entries

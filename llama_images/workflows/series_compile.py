@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -126,7 +127,10 @@ def compile_tree(
         )
         if finished.returncode != 0:
             problem = first_error(f"{finished.text}\n{finished.error_text}")
-            return f"{problem.replace(f'{folder.source}/', '')}; the whole output is in {log}"
+            # Compilers name files from the build folder.
+            for prefix in (f"{folder.source}/", f"{os.path.relpath(folder.source, folder.build)}/"):
+                problem = problem.replace(prefix, "")
+            return f"{problem}; the whole output is in {log}"
     return None
 
 

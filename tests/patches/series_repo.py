@@ -126,7 +126,8 @@ class Upstream:
             self.write(
                 {"CMakeLists.txt": "project(x)\n", "src/a.cpp": changed(), "src/b.cpp": message + "\n"}
             )
-            self.write({"tests/t.cpp": "t\n", ".gitattributes": "*.cpp text eol=crlf diff=cpp\n"})
+            self.write({"tests/t.cpp": "t\n", ".gitignore": "/build*\n"})
+            self.write({".gitattributes": "*.cpp text eol=crlf diff=cpp\n"})
             git(path, "-c", "core.autocrlf=false", "add", "--all")
             git(path, "commit", "--quiet", "--message", message)
         self.pin = git(path, "rev-parse", "HEAD")
@@ -201,7 +202,7 @@ class Bench:
         self.lines = Lines()
         programs = programs or SystemPrograms()
         runner = Git(programs, cache / "source", os.environ)
-        source_tree = GitSourceTree(programs, cache, self.lines, Path("patches"))
+        self.source_tree = source_tree = GitSourceTree(programs, cache, self.lines, Path("patches"))
         self.trees = GitSeriesTrees(runner, source_tree, self.lines)
         self.work = GitSeriesWork(runner, source_tree, cache, self.lines)
 
