@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from llama_images.errors import OutsideError
+from llama_images.located_yaml import listed
 from llama_images.matrix import Source
 from llama_images.ports import Programs
 from llama_images.series_ports import CompileFolder
@@ -68,7 +69,7 @@ def find_tools(shop: Workshop, jobs: int | None) -> Tools:
     if missing:
         packages = " ".join(dict.fromkeys(_PACKAGES[name] for name in missing))
         raise OutsideError(
-            f"the patches can't be compiled: {' and '.join(missing.values())} can't be found",
+            f"the patches can't be compiled: {listed(tuple(missing.values()), 'and')} can't be found",
             hint=f"apt-get install {packages}, or leave it out with --no-compile",
         )
     ccache = shop.programs.find("ccache")

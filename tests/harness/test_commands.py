@@ -132,6 +132,27 @@ def test_a_cache_that_can_not_be_written_is_told_by_its_path(tmp_path: Path) -> 
     assert_refused(done, 3, error=str(cache), hint=str(cache))
 
 
+@pytest.mark.parametrize(
+    ("words", "error", "hint"),
+    [
+        (("rebase",), "takes one of --onto REV, --continue, --skip and --abort", None),
+        (("rebase", "--onto", "main", "--abort"), "takes one of", None),
+        (("rebase", "--continue"), "there is no rebase of pr24423 to go on with", "--onto"),
+        (("rebase", "--abort"), "there is no work tree of pr24423", "--onto"),
+        (("export",), "there is no work tree of pr24423", "--worktree"),
+        (("export", "--worktree", "/nonexistent"), "/nonexistent is no folder", "top folder"),
+        (("check", "--jobs", "many"), "--jobs many: not a number", None),
+        (("check", "--source", "nosuch"), "--source nosuch: there is no such source", "pr24423"),
+        (("status", "--repo", "/nonexistent"), "/nonexistent does not exist", "clone"),
+    ],
+)
+def test_wrong_use_of_the_series_commands_is_one_line(
+    tmp_path: Path, words: tuple[str, ...], error: str, hint: str | None
+) -> None:
+    done = invoke(tmp_path, f"patches.{words[0]}", *words[1:])
+    assert_refused(done, 2, error=error, hint=hint)
+
+
 @pytest.mark.parametrize("words", [("matrix",), ("matrix", "--json")])
 def test_a_reader_that_has_gone_is_no_error(tmp_path: Path, words: tuple[str, ...]) -> None:
     # `invoke matrix | head`, with a head that has left before the first line.

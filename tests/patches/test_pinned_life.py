@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import platformdirs
@@ -93,6 +95,23 @@ def test_the_committed_series_is_what_an_export_writes(work: GitSeriesWork, tmp_
         done = export_series(work, PatchFolders(tmp_path / "patches"), SOURCE, work_tree=None, base=None)
         assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
         assert not done.is_changed
+
+
+@pytest.mark.source
+def test_check_and_status_print_json_and_nothing_else(tmp_path: Path) -> None:
+    environment = os.environ | {"LLAMA_IMAGES_CACHE": str(tmp_path), "LLAMA_CPP_REPO": repository() or ""}
+    series = load_series(PATCHES / SOURCE.series)
+    for words, state in (
+        (["patches.check", "--no-compile", "--json"], ("passed", True)),
+        (["patches.status", "--onto", SOURCE.commit, "--json"], ("state", "applies")),
+    ):
+        argv = [sys.executable, "-m", "invoke", *words]
+        done = subprocess.run(argv, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        found = json.loads(done.stdout)
+        rows = found if isinstance(found, list) else found["patches"]
+        assert [row["name"] for row in rows] == [patch.name for patch in series.patches]
+        assert {row[state[0]] for row in rows} == {state[1]}
 
 
 @pytest.mark.parametrize("commit", LATER, ids=[commit[:9] for commit in LATER])

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -467,3 +469,72 @@ def test_the_users_own_git_sees_an_ordinary_work_tree(bench: Bench, series: Patc
             ["git", *words], cwd=bench.path, env=environment, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, (words, done.stderr)
+
+
+# --- from a repository that is not on this machine ---
+
+
+@pytest.fixture
+def served(upstream: Upstream) -> Iterator[str]:
+    """The upstream's address, served by git itself on the loopback."""
+    core = subprocess.run(["git", "--exec-path"], capture_output=True, text=True, check=True).stdout.strip()
+    if not (Path(core) / "git-daemon").is_file():
+        pytest.skip("this git has no git-daemon")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = os.environ | {
+        "GIT_CONFIG_COUNT": "2",
+        "GIT_CONFIG_KEY_0": "uploadpack.allowFilter",
+        "GIT_CONFIG_VALUE_0": "true",
+        "GIT_CONFIG_KEY_1": "uploadpack.allowAnySHA1InWant",
+        "GIT_CONFIG_VALUE_1": "true",
+    }
+    words = ["--listen=127.0.0.1", f"--port={port}", "--export-all", "--reuseaddr", "--informative-errors"]
+    argv = [f"{core}/git-daemon", *words, f"--base-path={upstream.path.parent}", str(upstream.path.parent)]
+    daemon = subprocess.Popen(argv, env=environment, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+                break
+            time.sleep(0.02)
+        yield f"git://127.0.0.1:{port}/repo"
+    finally:
+        daemon.terminate()
+        daemon.wait(timeout=20)
+
+
+def test_upstream_itself_serves_commits_files_and_their_count(
+    bench: Bench, upstream: Upstream, series: PatchSeries, served: str
+) -> None:
+    clear = git(upstream.path, "rev-parse", "clear")
+    found = bench.trees.compare(bench.source, series, repo=served, onto="clear")
+    assert [one.state for one in found.patches] == ["moved", "moved", "moved"]
+    assert found.onto.commit == clear
+    done = bench.work.start(bench.source, series, repo=served, onto=clear)
+    assert done.kept == (A, B, C)
+    assert done.onto.build_number == 3
+    # A file outside the paths of the build comes when it is asked for.
+    assert git(bench.path, "show", "HEAD:tests/t.cpp") == "t"
+    with bench.work.commits(bench.source, work_tree=None, base=None) as commits:
+        assert len(commits.commits) == 3
+
+
+@pytest.mark.parametrize(
+    ("onto", "message"),
+    [
+        ("nosuch", "has no nosuch"),
+        ("{short}", "has no {short}"),
+        ("e" * 40, "does not give out commit " + "e" * 40),
+    ],
+)
+def test_what_upstream_does_not_have_is_told(
+    bench: Bench, upstream: Upstream, series: PatchSeries, served: str, onto: str, message: str
+) -> None:
+    short = git(upstream.path, "rev-parse", "--short", "clear")
+    error = refused(
+        lambda: bench.work.start(bench.source, series, repo=served, onto=onto.format(short=short))
+    )
+    assert f"{served} {message.format(short=short)}" in error.message
+    assert not bench.path.exists()
