@@ -123,11 +123,12 @@ def context_commands(target: Target, series: PatchSeries | None) -> tuple[str, .
     """The three git commands that prepare the build context, for a shell in the root of this repository."""
     source = target.source
     folder = f"images/{source_folder(source, target.flavor)}"
-    names = [] if series is None else [safe(patch.name, "a patch's name") for patch in series.patches]
+    # By the file `series`: ten names in one line are no help to a reader.
+    patches = f"{'../' * (folder.count('/') + 1)}patches/{source.series}"
     last = (
-        f"git -C {folder} apply --index"
-        + "".join(f' "$PWD"/patches/{source.series}/{name}' for name in names)
-        if names
+        f"sed -e 's/#.*//' -e '/^ *$/d' -e 's,^,{patches}/,' patches/{source.series}/series"
+        f" | xargs git -C {folder} apply --index"
+        if series is not None and series.patches
         else f"git -C {folder} rev-parse HEAD^{{tree}}      (prints {source.tree})"
     )
     return (

@@ -41,6 +41,7 @@ def test_the_git_commands_prepare_a_tree(tmp_path: Path, flavor: str, expected: 
         "diff --git a/a.txt b/a.txt\n--- a/a.txt\n+++ b/a.txt\n@@ -1 +1 @@\n-one\n+three\n"
     )
     (work / "patches" / "small" / "0001-a.patch").write_text(text)
+    (work / "patches" / "small" / "series").write_text("# in order\n\n0001-a.patch # the first\n")
     # One that the series does not name must not be applied.
     (work / "patches" / "small" / "0002-b.patch").write_text(text.replace("three", "four"))
     series = make_series("small", [("0001-a.patch", text)]) if flavor == "patched" else None
