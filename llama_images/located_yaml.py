@@ -25,8 +25,6 @@ KeyPath = tuple[str | int, ...]
 MAX_DEPTH: Final = 16
 SHOWN_MISTAKES: Final = 20
 
-_MAP: Final = "tag:yaml.org,2002:map"
-_SEQ: Final = "tag:yaml.org,2002:seq"
 _STR: Final = "tag:yaml.org,2002:str"
 _INT: Final = "tag:yaml.org,2002:int"
 _FLOAT: Final = "tag:yaml.org,2002:float"

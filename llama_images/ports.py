@@ -104,6 +104,8 @@ class SourceTree(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EngineInfo:
+    """What an engine says of itself and of the machine that it runs on."""
+
     name: str
     """"docker" or "podman"."""
     version: str
@@ -121,6 +123,8 @@ class EngineInfo:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ImageInfo:
+    """What an engine knows of an image, without reading its layers."""
+
     id: str
     """Digest of the image's configuration, "sha256:…"."""
     labels: Mapping[str, str]
@@ -130,7 +134,9 @@ class ImageInfo:
     layers: tuple[str, ...]
     """Digests of the uncompressed layers, lowest first."""
     size_bytes: int
+    """Uncompressed, all layers."""
     created: str
+    """A time as the engine writes it, "2026-06-11T16:49:03Z"."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,6 +153,8 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BuildRequest:
+    """One image to build, and everything that its build is given."""
+
     dockerfile: Path
     context: Path
     tag: str
@@ -163,6 +171,8 @@ class BuildRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunRequest:
+    """One container to run to its end; as strict as an engine allows where nothing else is said."""
+
     image: str
     arguments: tuple[str, ...] = ()
     entrypoint: tuple[str, ...] | None = None
@@ -176,14 +186,18 @@ class RunRequest:
     drop_capabilities: bool = True
     user: str | None = None
     timeout: float = 600.0
+    """Seconds, after which the container is ended and OutsideError raised."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunResult:
+    """A container that has ended."""
+
     exit_code: int
     stdout: bytes
     stderr: bytes
     seconds: float
+    """From the start to the end, the container's making left out."""
 
 
 class Engine(Protocol):

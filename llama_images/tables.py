@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 WIDTH = 100
 """Columns that a table may take; the last column is wrapped to fit."""
 
-_MEBIBYTE = 1e6  # sizes are given in MB, as registries do
+_MEGABYTE = 1e6  # as registries count
 
 
 def table(
@@ -230,7 +230,7 @@ def build_table(results: Sequence[Built]) -> str:
                 built.status,
                 duration(summary.seconds) if summary is not None else "-",
                 f"{ccache.hits}/{ccache.total} ({ccache.rate:.0%})" if ccache is not None else "-",
-                f"{built.image.size_bytes / _MEBIBYTE:.1f}",
+                f"{built.image.size_bytes / _MEGABYTE:.1f}",
                 built.reference,
             ]
         )
@@ -272,8 +272,8 @@ def layer_table(sizes: Mapping[str, Sequence[Layer]]) -> str:
                 [
                     name,
                     str(number),
-                    f"{layer.size_bytes / _MEBIBYTE:.1f}",
-                    f"{layer.compressed_bytes / _MEBIBYTE:.1f}",
+                    f"{layer.size_bytes / _MEGABYTE:.1f}",
+                    f"{layer.compressed_bytes / _MEGABYTE:.1f}",
                     f"{layer.diff_id.removeprefix('sha256:')[:12]} {layer.created_by}",
                 ]
             )
@@ -281,8 +281,8 @@ def layer_table(sizes: Mapping[str, Sequence[Layer]]) -> str:
             [
                 name,
                 "all",
-                f"{sum(layer.size_bytes for layer in layers) / _MEBIBYTE:.1f}",
-                f"{sum(layer.compressed_bytes for layer in layers) / _MEBIBYTE:.1f}",
+                f"{sum(layer.size_bytes for layer in layers) / _MEGABYTE:.1f}",
+                f"{sum(layer.compressed_bytes for layer in layers) / _MEGABYTE:.1f}",
                 "",
             ]
         )

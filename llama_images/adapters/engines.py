@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Final
 
 from llama_images.adapters.docker import DockerEngine
 from llama_images.adapters.podman import PodmanEngine
 from llama_images.errors import OutsideError, UsageError
+from llama_images.located_yaml import did_you_mean, listed, shown
 from llama_images.ports import Engine, Programs, Reporter
 
 ENGINES: Final = ("docker", "podman")
@@ -28,9 +28,10 @@ def choose_engine(
         "podman": lambda: PodmanEngine(programs, reporter),
     }
     if name is not None and name not in makers:
-        close = difflib.get_close_matches(name.lower(), ENGINES, n=1)
-        meant = f"Did you mean {close[0]!r}?" if close else f"It is one of {', '.join(ENGINES)}."
-        raise UsageError(f"{name!r} is not a container engine", hint=meant)
+        raise UsageError(
+            f"{shown(name)} is not a container engine{did_you_mean(name, ENGINES)}",
+            hint=f"--engine takes {listed(ENGINES, 'or')}",
+        )
     if builder is not None and name == "podman":
         raise UsageError("podman has no builders", hint="Leave --builder out, or use docker with buildx.")
     if builder is not None:

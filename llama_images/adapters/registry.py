@@ -83,7 +83,7 @@ class LocalRegistry:
         if not self._programs.find(PROGRAM):
             raise OutsideError(
                 f"the program {PROGRAM} is not installed",
-                hint="install Debian's package docker-registry, or name a registry with --registry",
+                hint="install Debian's package docker-registry; `./bootstrap` does",
             )
         with contextlib.ExitStack() as stack:
             stack.enter_context(termination_as_interrupt())  # a cancelled job must not leave it running

@@ -11,7 +11,6 @@ from pathlib import Path
 
 from llama_images import validators
 from llama_images.errors import CheckFailed, LlamaImagesError, OutsideError
-from llama_images.matrix import Matrix
 from llama_images.plan import Plan, choose, make_plan, source_subject
 from llama_images.ports import Engine, RegistryReader, RegistryServer
 from llama_images.render import base_reference, drifted_paths
@@ -67,14 +66,13 @@ def demo(
     ``log`` is filled as it goes, so that it is true whatever happens. Where the source can't be had, the rest
     that needs no source is still done before OutsideError is raised.
     """
-    matrix = shop.matrix
     with log.part("matrix and templates") as say:
         drifted = list(drifted_paths(files := shop.rendered(), shop.present(files)))
         if drifted:
             raise CheckFailed(f"{drifted[0]} differs from what the matrix says", hint="run invoke render")
-        say(f"{len(matrix.architectures)} architectures, {len(files)} rendered files as they should be")
+        say(f"{len(shop.matrix.architectures)} architectures, {len(files)} rendered files as they should be")
     with log.part("plan") as say:
-        plan = _plan(matrix, shop, engine)
+        plan = _plan(shop, engine)
         say(", ".join(step.kind for step in plan.steps))
     target = plan.targets[0]
     with log.part("base image") as say:
@@ -112,9 +110,9 @@ def demo(
     return DemoResult(built=built, run=result.run, sc_lines=len(checks))
 
 
-def _plan(matrix: Matrix, shop: Workshop, engine: Engine) -> Plan:
+def _plan(shop: Workshop, engine: Engine) -> Plan:
     platform = engine.info().platform
-    selection = choose(matrix, ["cpu"], platform=platform, native=tuple)
+    selection = choose(shop.matrix, ["cpu"], platform=platform, native=tuple)
     return make_plan(selection, series=shop.series, platform=platform)
 
 

@@ -38,7 +38,7 @@ ARG SALT
 COPY file.txt /src/file.txt
 RUN echo "llama-images: jobs=2" && \\
     for i in 1 2 3; do echo "[$i/3] Building CXX object $i.o"; sleep 0.1; done && \\
-    echo "llama-images: ccache local_storage_hit=2 direct_cache_hit=1 preprocessed_cache_hit=1 cache_miss=2 "
+    echo "llama-images: ccache direct_cache_hit=1 preprocessed_cache_hit=1 cache_miss=2"
 FROM scratch
 COPY --from=build /src/file.txt /file.txt
 """
@@ -250,9 +250,10 @@ def test_no_engine_of_any_kind(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 def test_engine_that_does_not_exist() -> None:
-    with pytest.raises(UsageError, match="'dokcer' is not a container engine") as caught:
+    with pytest.raises(UsageError) as caught:
         choose_engine("dokcer", SystemPrograms(), reporter())
-    assert caught.value.hint == "Did you mean 'docker'?"
+    assert caught.value.message == '"dokcer" is not a container engine (did you mean "docker"?)'
+    assert caught.value.hint == "--engine takes docker or podman"
 
 
 @pytest.mark.engine

@@ -86,7 +86,7 @@ COPY file.txt /src/file.txt
 RUN --mount=type=secret,id=token --mount=type=cache,target=/ccache \\
     wc -c < /run/secrets/token > /size && echo "llama-images: jobs=2 $SALT" && \\
     for i in 1 2 3; do echo "[$i/3] Building CXX object $i.o"; done && \\
-    echo "llama-images: ccache local_storage_hit=2 direct_cache_hit=1 preprocessed_cache_hit=1 cache_miss=2 "
+    echo "llama-images: ccache direct_cache_hit=1 preprocessed_cache_hit=1 cache_miss=2"
 FROM scratch
 COPY --from=build /size /size
 COPY file.txt /file.txt

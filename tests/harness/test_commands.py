@@ -113,7 +113,7 @@ def test_render_check_shows_what_differs(tmp_path: Path) -> None:
 
 def test_an_engine_of_an_unknown_name_is_refused(tmp_path: Path) -> None:
     done = invoke(tmp_path, "build", "--arch", "cpu", "--engine", "nosuch")
-    assert_refused(done, 2, error="'nosuch' is not a container engine", hint="docker, podman")
+    assert_refused(done, 2, error='"nosuch" is not a container engine', hint="docker or podman")
 
 
 def test_an_engine_that_does_not_answer_is_an_outside_error(tmp_path: Path) -> None:
