@@ -7,7 +7,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -42,8 +42,8 @@ class Tools:
     jobs: int
 
     def settings(self, source: Source) -> str:
-        """Everything besides the tree that a result depends on, as text."""
-        return json.dumps([configure_options(source, self), *self.versions])
+        """Everything besides the tree that a result depends on, as text; ccache is no part of it."""
+        return json.dumps([configure_options(source, replace(self, launcher="")), *self.versions])
 
 
 def configure_options(source: Source, tools: Tools) -> list[str]:

@@ -250,9 +250,16 @@ def test_each_prefix_is_compiled_and_remembered(house: House) -> None:
     checked = check(house, series, applied, builders=again, folder=folder)
     assert [one.compiled for one in checked.patches] == ["known", "known"]
     assert again.started() == []
-    # ccache is no matter of the result alone, but another compiler is.
-    check(house, series, applied, builders=FakeBuilders(lacking=frozenset()), folder=folder, jobs=1)
-    assert len(set(folder.settings)) == 2
+    # ccache has no part in the result, a compiler has.
+    cached = FakeBuilders(lacking=frozenset())
+    third = series_of(GOOD, second, format_patch(3, "a: three", BODY, DIFF))
+    checked = check(house, third, [*applied, step(third.patches[2])], builders=cached, folder=folder, jobs=1)
+    assert [one.compiled for one in checked.patches] == ["known", "known", "compiled"]
+    (cmake,) = {argv for argv in cached.runs if argv[0] == "cmake" and "--version" not in argv}
+    assert "-DCMAKE_CXX_COMPILER_LAUNCHER=/usr/bin/ccache" in cmake
+    house.environment["CXX"] = "clang++"
+    checked = check(house, series, applied, builders=FakeBuilders(), folder=folder)
+    assert [one.compiled for one in checked.patches] == ["compiled", "compiled"]
 
 
 def test_a_patch_that_does_not_compile_is_named_and_the_others_are_tried(house: House) -> None:
