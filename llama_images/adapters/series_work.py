@@ -216,6 +216,11 @@ class GitSeriesWork:
 
     def _finish(self, work: _Work, state: RebaseState) -> Rebase:
         """Leave the work tree on a branch, for whoever goes on there."""
+        if work.is_rebasing():
+            raise UsageError(
+                f"{work.path}: the series is rebased; a rebase of your own is under way there",
+                hint="Finish it with git rebase --continue, or git rebase --abort.",
+            )
         if work.run(["symbolic-ref", "--quiet", "HEAD"]).returncode != 0:
             work.need(["update-ref", "refs/heads/series", "HEAD"])
             work.need(["symbolic-ref", "HEAD", "refs/heads/series"])

@@ -280,6 +280,22 @@ def test_changes_by_hand_are_not_thrown_away(bench: Bench, series: PatchSeries, 
     assert (bench.path / "src/a.cpp").read_text() == "by hand\n"
 
 
+def test_a_rebase_of_the_users_own_is_left_alone(bench: Bench, series: PatchSeries) -> None:
+    bench.work.start(bench.source, series, repo=bench.repo, onto="clear")
+    before = head(bench)
+    (bench.path / "src/a.cpp").write_text("by hand\n")
+    git(bench.path, "commit", "--quiet", "--all", "--message", "by hand")
+    with pytest.raises(subprocess.CalledProcessError):
+        git(bench.path, "rebase", "--quiet", "--onto", "HEAD~3", "HEAD~1")
+    for run in (
+        lambda: bench.work.resume(bench.source, skip=False),
+        lambda: bench.work.start(bench.source, series, repo=bench.repo, onto="clear"),
+    ):
+        assert "a rebase of your own is under way" in refused(run).message
+    git(bench.path, "rebase", "--abort")
+    assert git(bench.path, "rev-parse", "series~1") == before
+
+
 def test_abort_removes_it_all(bench: Bench, series: PatchSeries) -> None:
     stopped(bench, series)
     assert bench.work.abort(bench.source) == bench.path
