@@ -77,6 +77,7 @@ def _command(body: Callable[..., None]) -> Callable[..., None]:
     def wrapped(*args: Any, **kwargs: Any) -> None:
         try:
             body(*args, **kwargs)
+            sys.stdout.flush()
         except LlamaImagesError as error:
             print(f"error: {error.message}", file=sys.stderr)
             if error.hint:
@@ -86,11 +87,14 @@ def _command(body: Callable[..., None]) -> Callable[..., None]:
             print("interrupted; what was finished stays, run the same command to go on", file=sys.stderr)
             raise SystemExit(130) from None
         except BrokenPipeError:
-            # The reader of our output has gone (`invoke matrix | head`): nothing is left to say.
+            # The reader of our output has gone (`invoke matrix | head`): nothing is left to say, and what the
+            # command would have found is not known. The code is the one of a program that SIGPIPE ends.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(0) from None
+            raise SystemExit(141) from None
         except OSError as error:
-            print(f"error: {error.filename or cache_folder()}: {error.strerror or error}", file=sys.stderr)
+            # A write that fails does not say to which file.
+            where = error.filename or f"standard output, or {cache_folder()}"
+            print(f"error: {where}: {error.strerror or error}", file=sys.stderr)
             print(
                 f"hint: is there room, and is it yours? {CACHE_VARIABLE} names another cache", file=sys.stderr
             )
@@ -278,7 +282,7 @@ def _number(value: str, option: str) -> int | None:
     if not value:
         return None
     if not re.fullmatch(r"[1-9][0-9]{0,3}", value):
-        raise UsageError(f"{option} {value}: not a number of 1 or more")
+        raise UsageError(f"{option} {value}: not a number", hint="a whole number from 1 to 9999")
     return int(value)
 
 
@@ -522,16 +526,17 @@ def layers(
     help={"size": "tiny (28 MB) or full (15.4 GB)", "out": "the file to write", "seed": "of the weights"},
 )
 @_command
-def synthetic(c: Context, out: str, size: str = "tiny", seed: int = 1) -> None:
+def synthetic(c: Context, out: str, size: str = "tiny", seed: str = "1") -> None:
     """Write a synthetic model of DiffusionGemma's architecture: random weights, byte-identical everywhere."""
     if size not in ("tiny", "full"):
         raise UsageError(f"--size {size}: there is no such size", hint="tiny or full")
+    number = _number(seed, "--seed")
     reporter = ConsoleReporter()
     with reporter.activity(f"model {size}") as activity:
         info = write_model(
             "tiny" if size == "tiny" else "full",
             Path(out),
-            seed=seed,
+            seed=1 if number is None else number,
             on_progress=lambda done, total: activity.update(f"{done / 1e6:.0f} of {total / 1e6:.0f} MB"),
         )
     reporter.line(f"{info.path}: {info.bytes} bytes, sha256 {info.sha256}")

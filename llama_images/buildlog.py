@@ -67,6 +67,8 @@ class CcacheStats:
     direct_hits: int
     preprocessed_hits: int
     misses: int
+    uncacheable: int = 0
+    """Compilations that ccache passed on to the compiler."""
 
     @property
     def hits(self) -> int:
@@ -75,7 +77,7 @@ class CcacheStats:
     @property
     def total(self) -> int:
         """Compilations that ccache was asked for."""
-        return self.hits + self.misses
+        return self.hits + self.misses + self.uncacheable
 
     @property
     def rate(self) -> float:
@@ -153,7 +155,7 @@ class BuildLog:
         self._stage_names: dict[str, str] = {}
         self._errors: deque[str] = deque(maxlen=_KEPT)
         self._other: deque[str] = deque(maxlen=_KEPT)
-        self._direct_hits = self._preprocessed_hits = self._misses = 0
+        self._direct_hits = self._preprocessed_hits = self._misses = self._uncacheable = 0
         self._ccache_seen = False
         self._files_compiled = 0
         self._jobs: int | None = None
@@ -218,7 +220,10 @@ class BuildLog:
         ccache = None
         if self._ccache_seen:
             ccache = CcacheStats(
-                direct_hits=self._direct_hits, preprocessed_hits=self._preprocessed_hits, misses=self._misses
+                direct_hits=self._direct_hits,
+                preprocessed_hits=self._preprocessed_hits,
+                misses=self._misses,
+                uncacheable=self._uncacheable,
             )
         return BuildSummary(
             steps=tuple(
@@ -342,6 +347,7 @@ class BuildLog:
             self._direct_hits += counts["direct_cache_hit"]
             self._preprocessed_hits += counts.get("preprocessed_cache_hit", 0)
             self._misses += counts["cache_miss"]
+            self._uncacheable += counts.get("uncacheable", 0)
         elif jobs := re.fullmatch(r"jobs=(\d{1,6})", word):
             self._jobs = int(jobs[1])
         else:

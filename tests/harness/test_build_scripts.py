@@ -36,6 +36,15 @@ def test_what_ccache_logged_reaches_the_summary(tmp_path: Path) -> None:
     assert counted(log) == CcacheStats(direct_hits=3, preprocessed_hits=1, misses=2)
 
 
+def test_what_ccache_could_not_cache_counts_against_the_rate(tmp_path: Path) -> None:
+    log = tmp_path / "stats"
+    refused = "# f.cu\nunsupported_compiler_option\n"
+    log.write_text(refused + DIRECT_HIT.format("a.c") + LINK.format("p.o") + refused, "utf-8")
+    found = counted(log)
+    assert found == CcacheStats(direct_hits=1, preprocessed_hits=0, misses=0, uncacheable=2)
+    assert found.rate == 1 / 3
+
+
 def test_a_build_that_compiled_nothing_counts_nothing(tmp_path: Path) -> None:
     log = tmp_path / "stats"
     log.write_text("", "utf-8")

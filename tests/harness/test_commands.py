@@ -141,7 +141,7 @@ def test_a_cache_that_can_not_be_written_is_told_by_its_path(tmp_path: Path) -> 
         (("rebase", "--abort"), "there is no work tree of pr24423", "--onto"),
         (("export",), "there is no work tree of pr24423", "--worktree"),
         (("export", "--worktree", "/nonexistent"), "/nonexistent is no folder", "top folder"),
-        (("check", "--jobs", "many"), "--jobs many: not a number", None),
+        (("check", "--jobs", "many"), "--jobs many: not a number", "a whole number from 1 to 9999"),
         (("check", "--source", "nosuch"), "--source nosuch: there is no such source", "pr24423"),
         (("status", "--repo", "/nonexistent"), "/nonexistent does not exist", "clone"),
     ],
@@ -154,7 +154,7 @@ def test_wrong_use_of_the_series_commands_is_one_line(
 
 
 @pytest.mark.parametrize("words", [("matrix",), ("matrix", "--json")])
-def test_a_reader_that_has_gone_is_no_error(tmp_path: Path, words: tuple[str, ...]) -> None:
+def test_a_reader_that_has_gone_ends_a_command_in_silence(tmp_path: Path, words: tuple[str, ...]) -> None:
     # `invoke matrix | head`, with a head that has left before the first line.
     read_end, write_end = os.pipe()
     os.close(read_end)
@@ -172,4 +172,27 @@ def test_a_reader_that_has_gone_is_no_error(tmp_path: Path, words: tuple[str, ..
         )
     finally:
         os.close(write_end)
-    assert (done.returncode, done.stderr) == (0, "")
+    # As of a program that SIGPIPE ends: what the command would have found is not known, so it is no success.
+    assert (done.returncode, done.stderr) == (141, "")
+
+
+def test_a_full_standard_output_is_told_from_a_bad_file(tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "invoke", "matrix", "--json"],
+            cwd=ROOT,
+            env=os.environ | {"LLAMA_IMAGES_CACHE": str(tmp_path)},
+            stdin=subprocess.DEVNULL,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+    assert done.returncode == 3
+    assert done.stderr.startswith("error: standard output, or ")
+
+
+def test_a_seed_that_is_no_number_is_wrong_use(tmp_path: Path) -> None:
+    done = invoke(tmp_path, "model.synthetic", "--seed", "abc", str(tmp_path / "out.gguf"))
+    assert_refused(done, 2, error="--seed abc: not a number", hint="a whole number from 1 to 9999")
