@@ -177,7 +177,7 @@ def test_a_reader_that_has_gone_ends_a_command_in_silence(tmp_path: Path, words:
 
 
 def test_a_full_standard_output_is_told_from_a_bad_file(tmp_path: Path) -> None:
-    with open("/dev/full", "w") as full:
+    with Path("/dev/full").open("w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "invoke", "matrix", "--json"],
             cwd=ROOT,
