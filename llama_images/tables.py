@@ -229,7 +229,7 @@ def build_table(results: Sequence[Built]) -> str:
                 built.target.id,
                 built.status,
                 duration(summary.seconds) if summary is not None else "-",
-                f"{ccache.hits}/{ccache.total} ({ccache.rate:.0%})" if ccache is not None else "-",
+                f"{ccache.hits}/{ccache.total} ({int(100 * ccache.rate)}%)" if ccache is not None else "-",
                 f"{built.image.size_bytes / _MEGABYTE:.1f}",
                 built.reference,
             ]
