@@ -229,7 +229,9 @@ def build_table(results: Sequence[Built]) -> str:
                 built.target.id,
                 built.status,
                 duration(summary.seconds) if summary is not None else "-",
-                f"{ccache.hits}/{ccache.total} ({int(100 * ccache.rate)}%)" if ccache is not None else "-",
+                f"{ccache.hits}/{ccache.total} ({100 * ccache.hits // max(ccache.total, 1)}%)"
+                if ccache is not None
+                else "-",
                 f"{built.image.size_bytes / _MEGABYTE:.1f}",
                 built.reference,
             ]
