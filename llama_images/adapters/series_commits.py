@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from llama_images.adapters.git_messages import means_no_repository
+from llama_images.adapters.git_mirror import NO_NETWORK
 from llama_images.adapters.git_program import DamagedError, Git
 from llama_images.adapters.git_scratch import Scratch, unreadable
 from llama_images.adapters.rebase_state import load_state, save_state
 from llama_images.errors import UsageError
-from llama_images.patch_series import PatchSeries, decode_text, is_within
+from llama_images.patch_series import PatchSeries, decode_text
 from llama_images.series_ports import AppliedPatch, WorkCommit, WorkCommits
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ class _Place:
 def read_commits(git: Git, source: Source, path: Path, *, base: str | None) -> Iterator[WorkCommits]:
     """The commits of the work tree at ``path``; see ``series_ports.SeriesWork.commits``."""
     place = _find(git, path)
-    _refuse_unfinished(git, source, place)
     try:
+        _refuse_unfinished(git, source, place)
         root = _base(git, source, place, base)
         head = _word(git, place, "rev-parse", "--verify", "HEAD^{commit}")
         chain = _chain(git, place, root, head)
@@ -113,6 +114,8 @@ def _read(git: Git, place: _Place, arguments: Sequence[str], *, may_fetch: bool 
         "GIT_OBJECT_DIRECTORY": str(place.objects),
         "GIT_OPTIONAL_LOCKS": "0",
     }
+    if not may_fetch:
+        env |= NO_NETWORK  # git before 2.45 knows no other way to leave a partial clone's remote alone
     words = ["-c", "core.fsmonitor=false", *arguments]
     finished = git.run(words, git_dir=place.git_dir, work_tree=place.path, env=env)
     if finished.returncode != 0:
@@ -135,21 +138,28 @@ def _refuse_unfinished(git: Git, source: Source, place: _Place) -> None:
     for name, what in _UNDER_WAY.items():
         if (place.git_dir / name).exists():
             raise UsageError(f"{place.path}: a {what} is under way", hint="Finish it with git first.")
-    words = ["status", "--porcelain=v1", "-z", "--no-renames", "--untracked-files=all"]
-    # A sparse work tree has its .gitignore in the index alone, and of a partial clone perhaps not even there.
-    listed = _read(git, place, words, may_fetch=True).decode("utf-8", "replace")
-    entries = [entry for entry in listed.split("\0") if entry]
-    dirty = [
-        entry[3:]
-        for entry in entries
-        if not entry.startswith("??") or is_within(entry[3:], source.paths)  # build folders are no business
-    ]
+    words = ["status", "--porcelain=v1", "-z", "--no-renames", "--untracked-files=no"]
+    listed = _read(git, place, words).decode("utf-8", "replace")
+    dirty = [entry[3:] for entry in listed.split("\0") if entry] + _untracked(git, source, place)
     if dirty:
         shown = ", ".join(dirty[:_SHOWN]) + (", …" if len(dirty) > _SHOWN else "")
         raise UsageError(
             f"{place.path} has changes that are not committed: {shown}",
             hint="Commit them, or take them back (git stash, git checkout, git clean).",
         )
+
+
+def _untracked(git: Git, source: Source, place: _Place) -> list[str]:
+    """Files that no commit has; those outside the paths (build folders) are no business of the series."""
+    words = ["ls-files", "--others", "-z"]
+    where = ["--", *source.paths]
+    listed = _read(git, place, [*words, *where])
+    if listed:
+        # What to ignore may stand in a .gitignore that a sparse work tree has in its index alone, and a
+        # partial clone not even there. Where it can't be had, nothing is ignored.
+        with contextlib.suppress(DamagedError):
+            listed = _read(git, place, [*words, "--exclude-standard", *where], may_fetch=True)
+    return [path for path in listed.decode("utf-8", "replace").split("\0") if path]
 
 
 def _base(git: Git, source: Source, place: _Place, base: str | None) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from llama_images.adapters.patch_files import PatchFolders, load_series
-from llama_images.errors import LlamaImagesError, UsageError
+from llama_images.errors import LlamaImagesError, OutsideError, UsageError
 from llama_images.patch_format import MAINTAINERS
 from llama_images.patch_series import PatchSeries
 from llama_images.workflows.series import Exported, export_series
@@ -182,6 +182,30 @@ def test_the_base_can_be_named(bench: Bench, clone: Path, patches: Path, upstrea
     done = export(bench, patches, clone, base="origin/later")
     assert done.base == git(upstream.path, "rev-parse", "later")
     assert len(done.series.patches) == 1
+
+
+def test_a_clone_that_has_gone_is_not_missed(bench: Bench, upstream: Upstream, tmp_path: Path) -> None:
+    series = upstream.series({"src/a.cpp": changed(line10="ten")})
+    patches = tmp_path / "patches"
+    PatchFolders(patches).replace(series, source="small")
+    git(tmp_path, "clone", "--quiet", "--bare", str(upstream.path), "clone.git")
+    later = git(upstream.path, "rev-parse", "later")
+    bench.work.start(bench.source, series, repo=str(tmp_path / "clone.git"), onto=later)
+    (tmp_path / "clone.git").rename(tmp_path / "away.git")
+    assert len(export(bench, patches).series.patches) == 1
+    # What upstream wants ignored can't be asked for: a new file counts as one.
+    (bench.path / "src/forgotten.cpp").write_text("x")
+    with pytest.raises(UsageError, match=r"not committed: src/forgotten\.cpp"):
+        export(bench, patches)
+
+
+def test_a_work_tree_that_git_can_not_read_is_an_outside_error(
+    bench: Bench, clone: Path, patches: Path
+) -> None:
+    commit(clone, a=changed(line5="five"))
+    (clone / ".git/index").write_text("junk")
+    with pytest.raises(OutsideError, match="git can't go on"):
+        export(bench, patches, clone)
 
 
 # --- what is refused ---
