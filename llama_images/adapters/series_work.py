@@ -9,25 +9,26 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from llama_images.adapters.git import GitSourceTree
 from llama_images.adapters.git_messages import last_words
-from llama_images.adapters.git_mirror import FETCH_SECONDS, Origin, find_origin
+from llama_images.adapters.git_mirror import Origin, find_origin
 from llama_images.adapters.git_program import DamagedError, Git
 from llama_images.adapters.git_revision import bring_commit, describe, find_commit
-from llama_images.adapters.git_scratch import Scratch, identity, make_repository, unreadable
+from llama_images.adapters.git_scratch import Scratch, make_repository, unreadable
 from llama_images.adapters.locks import locked
 from llama_images.adapters.rebase_state import Pick, RebaseState, load_state, save_state
 from llama_images.adapters.series_commits import read_commits
 from llama_images.adapters.series_trees import refuse_unapplied
+from llama_images.adapters.work_tree import WorkTree
 from llama_images.errors import OutsideError, UsageError
 from llama_images.patch_format import MAINTAINERS_EMAIL, MAINTAINERS_NAME
 from llama_images.patch_series import PatchSeries
-from llama_images.ports import Finished, Reporter
+from llama_images.ports import Reporter
 from llama_images.series_ports import Conflict, Rebase, WorkCommits
 
 if TYPE_CHECKING:
@@ -50,8 +51,6 @@ _SETTINGS: Final = f"""\
 \tauto = false
 """
 _REBASE: Final = ("rebase", "--merge", "--empty=drop", "--no-stat", "--no-verify", "--no-gpg-sign")
-_MARKERS: Final = (b"<<<<<<< ", b"||||||| ", b">>>>>>> ")
-_CUT_OFF: Final = ("index.lock", "HEAD.lock", "CHERRY_PICK_HEAD", "REBASE_HEAD", "AUTO_MERGE", "MERGE_MSG")
 _START: Final = "invoke patches.rebase --onto REV starts one."
 
 
@@ -78,7 +77,7 @@ class GitSeriesWork:
                 state = self._present(path)
                 is_same = state.onto.commit == commit and state.series == series.digest
                 if state.pick is None and is_same:
-                    return self._finish(_Work(self._git, path, source), state)
+                    return self._finish(WorkTree(self._git, path, source), state)
                 if state.pick is not None:
                     if state.is_stopped or not is_same:
                         raise UsageError(
@@ -86,11 +85,11 @@ class GitSeriesWork:
                             hint="invoke patches.rebase --continue goes on with it, --abort removes it.",
                         )
                     self._reporter.line(f"{path}: going on with the rebase that was interrupted")
-                    return self._advance(_Work(self._git, path, source), state)
-                self._refuse_loss(_Work(self._git, path, source), state)
+                    return self._advance(WorkTree(self._git, path, source), state)
+                self._refuse_loss(WorkTree(self._git, path, source), state)
             mirror = self._trees.mirror(source, repo=repo)
             state = self._make(source, series, origin, mirror, commit=commit, onto=onto)
-            return self._advance(_Work(self._git, path, source), state)
+            return self._advance(WorkTree(self._git, path, source), state)
 
     def resume(self, source: Source, *, skip: bool) -> Rebase:
         """Go on after a conflict; see ``series_ports.SeriesWork.resume``."""
@@ -99,7 +98,7 @@ class GitSeriesWork:
             if not path.exists():
                 raise UsageError(f"there is no rebase of {source.name} to go on with", hint=_START)
             state = self._present(path)
-            work = _Work(self._git, path, source)
+            work = WorkTree(self._git, path, source)
             if skip and not state.is_stopped:
                 raise UsageError(f"{path}: no patch waits to be left out", hint="--skip is for a conflict.")
             if state.is_stopped:
@@ -142,7 +141,7 @@ class GitSeriesWork:
             raise UsageError(f"{path} is not the work tree of a rebase", hint="Move it out of the way.")
         return state
 
-    def _refuse_loss(self, work: _Work, state: RebaseState) -> None:
+    def _refuse_loss(self, work: WorkTree, state: RebaseState) -> None:
         """Raise UsageError where removing the work tree would lose what is nowhere else."""
         head = work.head()
         is_automatic = head == state.head and not state.is_touched
@@ -178,7 +177,7 @@ class GitSeriesWork:
                 for tag, target in (("pin", source.commit), ("onto", commit)):
                     scratch.read(["update-ref", f"refs/tags/{tag}", target])
                 activity.update(f"checking out {commit[:12]}")
-                _Work(self._git, staging, source).need(["checkout", "--quiet", "--detach", commit])
+                WorkTree(self._git, staging, source).need(["checkout", "--quiet", "--detach", commit])
             state = RebaseState(series=series.digest, onto=revision, picks=picks, head=commit)
             save_state(git_dir, state)
             shutil.rmtree(self.path(source), ignore_errors=True)
@@ -189,7 +188,7 @@ class GitSeriesWork:
             shutil.rmtree(staging, ignore_errors=True)
         return state
 
-    def _advance(self, work: _Work, state: RebaseState) -> Rebase:
+    def _advance(self, work: WorkTree, state: RebaseState) -> Rebase:
         """Do the picks that are left, up to the first that conflicts."""
         label = f"series {work.source.name}: rebase onto {state.onto.commit[:12]}"
         with self._reporter.activity(label) as activity:
@@ -214,7 +213,7 @@ class GitSeriesWork:
                 save_state(work.git_dir, state)
         return self._finish(work, state)
 
-    def _finish(self, work: _Work, state: RebaseState) -> Rebase:
+    def _finish(self, work: WorkTree, state: RebaseState) -> Rebase:
         """Leave the work tree on a branch, for whoever goes on there."""
         if work.is_rebasing():
             raise UsageError(
@@ -226,7 +225,7 @@ class GitSeriesWork:
             work.need(["symbolic-ref", "HEAD", "refs/heads/series"])
         return _report(work, state, None)
 
-    def _take_resolved(self, work: _Work, state: RebaseState) -> RebaseState:
+    def _take_resolved(self, work: WorkTree, state: RebaseState) -> RebaseState:
         """Take over what the user made of a conflict, by files alone or with git."""
         if work.is_rebasing():
             if left := work.unresolved():
@@ -251,7 +250,7 @@ class GitSeriesWork:
         # The user gave this step up with git rebase --abort: it is done anew.
         return replace(state, is_stopped=False)
 
-    def _skip(self, work: _Work, state: RebaseState) -> RebaseState:
+    def _skip(self, work: WorkTree, state: RebaseState) -> RebaseState:
         assert state.pick is not None
         work.clean_up(state.head, state.pick)
         return state.done("skipped", state.head)
@@ -271,7 +270,7 @@ def _import(scratch: Scratch, source: Source, series: PatchSeries) -> tuple[Pick
     return tuple(picks)
 
 
-def _report(work: _Work, state: RebaseState, conflict: Conflict | None) -> Rebase:
+def _report(work: WorkTree, state: RebaseState, conflict: Conflict | None) -> Rebase:
     return Rebase(
         path=work.path,
         onto=state.onto,
@@ -280,98 +279,3 @@ def _report(work: _Work, state: RebaseState, conflict: Conflict | None) -> Rebas
         skipped=state.names("skipped"),
         conflict=conflict,
     )
-
-
-class _Work:
-    """git in one work tree."""
-
-    def __init__(self, git: Git, path: Path, source: Source) -> None:
-        self._git = git
-        self.path = path
-        self.git_dir = path / ".git"
-        self.source = source
-        committer = {
-            key: value for key, value in identity(source.date).items() if key.startswith("GIT_COMMITTER")
-        }
-        self._environment: Mapping[str, str] = {
-            "GIT_INDEX_FILE": str(self.git_dir / "index"),
-            "GIT_OBJECT_DIRECTORY": str(self.git_dir / "objects"),
-            "GIT_NO_LAZY_FETCH": "0",
-            "GIT_EDITOR": ":",
-            "GIT_SEQUENCE_EDITOR": ":",
-            **committer,
-        }
-
-    def run(self, arguments: Sequence[str]) -> Finished:
-        return self._git.run(
-            arguments,
-            git_dir=self.git_dir,
-            work_tree=self.path,
-            env=self._environment,
-            timeout=FETCH_SECONDS,
-        )
-
-    def need(self, arguments: Sequence[str]) -> str:
-        """Output of a command that should do; raises OutsideError where it does not."""
-        finished = self.run(arguments)
-        if finished.returncode != 0:
-            raise OutsideError(
-                f"git {arguments[0]} failed in {self.path}: {last_words(finished.error_text)}",
-                hint="Look at it there with git status.",
-            )
-        return finished.text
-
-    def head(self) -> str:
-        return self.need(["rev-parse", "--verify", "HEAD^{commit}"]).strip()
-
-    def is_rebasing(self) -> bool:
-        return (self.git_dir / "rebase-merge").is_dir() or (self.git_dir / "rebase-apply").is_dir()
-
-    def changed(self) -> list[str]:
-        """Tracked files that differ from HEAD."""
-        words = ["status", "--porcelain=v1", "-z", "--no-renames", "--untracked-files=no"]
-        return [entry[3:] for entry in self.need(words).split("\0") if entry]
-
-    def untracked(self) -> list[str]:
-        listed = self.need(["ls-files", "--others", "--exclude-standard", "-z", "--", *self.source.paths])
-        return [path for path in listed.split("\0") if path]
-
-    def unmerged(self) -> dict[str, frozenset[int]]:
-        """Files in conflict, with the sides that there are: 1 the base, 2 the new commit's, 3 the patch's."""
-        found: dict[str, set[int]] = {}
-        for record in filter(None, self.need(["ls-files", "--unmerged", "-z"]).split("\0")):
-            facts, _, path = record.partition("\t")
-            found.setdefault(path, set()).add(int(facts.split()[2]))
-        return {path: frozenset(sides) for path, sides in found.items()}
-
-    def unresolved(self) -> list[str]:
-        """Conflicts that nobody has resolved, each in words.
-
-        A file that both sides have is resolved once it holds no conflict marker. Where one side has removed
-        or moved it, only git add or git rm can say what is meant.
-        """
-        left = []
-        for path, sides in self.unmerged().items():
-            file = self.path / path
-            if not {2, 3} <= sides or not file.is_file():
-                left.append(f"{path} (git add or git rm it)")
-                continue
-            lines = file.read_bytes().split(b"\n")
-            marked = [number for number, line in enumerate(lines, 1) if line.startswith(_MARKERS)]
-            if marked:
-                left.append(f"{path}:{marked[0]}")
-        return left
-
-    def clean_up(self, head: str, pick: Pick) -> None:
-        """Be at that commit as if the step had never begun."""
-        for name in ("rebase-merge", "rebase-apply"):
-            shutil.rmtree(self.git_dir / name, ignore_errors=True)
-        for name in _CUT_OFF:
-            (self.git_dir / name).unlink(missing_ok=True)
-        self.need(["update-ref", "--no-deref", "HEAD", head])
-        self.need(["reset", "--quiet", "--hard", head])
-        # New files that were written before the index knew of them would be in the way.
-        words = ["diff-tree", "-r", "-z", "--no-renames", "--name-only", "--diff-filter=A"]
-        added = set(self.need([*words, pick.parent, pick.commit]).split("\0"))
-        for path in added & set(self.untracked()):
-            (self.path / path).unlink()
