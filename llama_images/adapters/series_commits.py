@@ -60,6 +60,11 @@ def read_commits(git: Git, source: Source, path: Path, *, base: str | None) -> I
         raise unreadable(path, error) from error
 
 
+def shown(paths: Sequence[str]) -> str:
+    """The first few of them, for an error."""
+    return ", ".join(paths[:_SHOWN]) + (", …" if len(paths) > _SHOWN else "")
+
+
 class _Commits:
     """Implements ``series_ports.WorkCommits``."""
 
@@ -142,9 +147,8 @@ def _refuse_unfinished(git: Git, source: Source, place: _Place) -> None:
     listed = _read(git, place, words).decode("utf-8", "replace")
     dirty = [entry[3:] for entry in listed.split("\0") if entry] + _untracked(git, source, place)
     if dirty:
-        shown = ", ".join(dirty[:_SHOWN]) + (", …" if len(dirty) > _SHOWN else "")
         raise UsageError(
-            f"{place.path} has changes that are not committed: {shown}",
+            f"{place.path} has changes that are not committed: {shown(dirty)}",
             hint="Commit them, or take them back (git stash, git checkout, git clean).",
         )
 

@@ -22,7 +22,7 @@ from llama_images.adapters.git_revision import bring_commit, describe, find_comm
 from llama_images.adapters.git_scratch import Scratch, make_repository, unreadable
 from llama_images.adapters.locks import locked
 from llama_images.adapters.rebase_state import Pick, RebaseState, load_state, save_state
-from llama_images.adapters.series_commits import read_commits
+from llama_images.adapters.series_commits import read_commits, shown
 from llama_images.adapters.series_trees import refuse_unapplied
 from llama_images.adapters.work_tree import WorkTree
 from llama_images.errors import OutsideError, UsageError
@@ -150,6 +150,15 @@ class GitSeriesWork:
                 f"{work.path} holds work that is not in patches/{work.source.series}",
                 hint="invoke patches.export writes it there; invoke patches.rebase --abort throws it away.",
             )
+        hint = "Move them elsewhere; invoke patches.rebase --abort throws the whole work tree away."
+        if new := work.untracked():
+            raise UsageError(f"{work.path} holds files that are in no commit: {shown(new)}", hint=hint)
+        if work.has_other_commits([state.onto.commit, *(pick.commit for pick in state.picks)]):
+            raise UsageError(
+                f"{work.path} holds commits that are not in patches/{work.source.series}, on a branch, a tag "
+                "or a stash",
+                hint=hint,
+            )
 
     def _make(
         self, source: Source, series: PatchSeries, origin: Origin, mirror: Path, *, commit: str, onto: str
@@ -244,7 +253,7 @@ class GitSeriesWork:
         if head == state.head:
             return state.done("absorbed", head)
         if work.run(["merge-base", "--is-ancestor", state.head, head]).returncode == 0:
-            for path in work.untracked():
+            for path in work.untracked(*work.source.paths):
                 self._reporter.warn(f"{path} is not part of any commit (git add puts it into one)")
             return state.done("kept", head)
         # The user gave this step up with git rebase --abort: it is done anew.

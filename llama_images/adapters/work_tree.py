@@ -72,9 +72,19 @@ class WorkTree:
         words = ["status", "--porcelain=v1", "-z", "--no-renames", "--untracked-files=no"]
         return [entry[3:] for entry in self.need(words).split("\0") if entry]
 
-    def untracked(self) -> list[str]:
-        listed = self.need(["ls-files", "--others", "--exclude-standard", "-z", "--", *self.source.paths])
+    def untracked(self, *paths: str) -> list[str]:
+        """Files that no commit has, below these paths or anywhere; without those that git is to ignore."""
+        words = ["ls-files", "--others", "-z"]
+        listed = self.need([*words, "--", *paths])
+        if listed:
+            # The .gitignore is in the index alone. Where it can't be had, nothing is ignored.
+            finished = self.run([*words, "--exclude-standard", "--", *paths])
+            listed = finished.text if finished.returncode == 0 else listed
         return [path for path in listed.split("\0") if path]
+
+    def has_other_commits(self, known: Sequence[str]) -> bool:
+        """Whether a branch, a tag or a stash holds a commit that is not in HEAD nor in one of these."""
+        return bool(self.need(["rev-list", "--max-count=1", "--all", "--not", "HEAD", *known]))
 
     def unmerged(self) -> dict[str, frozenset[int]]:
         """Files in conflict, with the sides that there are: 1 the base, 2 the new commit's, 3 the patch's."""
@@ -113,5 +123,5 @@ class WorkTree:
         # New files that were written before the index knew of them would be in the way.
         words = ["diff-tree", "-r", "-z", "--no-renames", "--name-only", "--diff-filter=A"]
         added = set(self.need([*words, pick.parent, pick.commit]).split("\0"))
-        for path in added & set(self.untracked()):
+        for path in added & set(self.untracked(*self.source.paths)):
             (self.path / path).unlink()

@@ -280,6 +280,35 @@ def test_changes_by_hand_are_not_thrown_away(bench: Bench, series: PatchSeries, 
     assert (bench.path / "src/a.cpp").read_text() == "by hand\n"
 
 
+def test_new_files_are_not_thrown_away(bench: Bench, series: PatchSeries) -> None:
+    bench.work.start(bench.source, series, repo=bench.repo, onto="clear")
+    build = bench.path / "build" / "x.o"  # upstream wants it ignored
+    build.parent.mkdir()
+    build.write_text("x")
+    mine = bench.path / "src" / "mine.cpp"
+    mine.write_text("mine\n")
+    error = refused(lambda: bench.work.start(bench.source, series, repo=bench.repo, onto="taken"))
+    assert error.message == f"{bench.path} holds files that are in no commit: src/mine.cpp"
+    assert mine.read_text() == "mine\n"
+    mine.unlink()
+    assert bench.work.start(bench.source, series, repo=bench.repo, onto="taken").kept == (B, C)
+
+
+@pytest.mark.parametrize("where", ["branch", "stash"])
+def test_commits_beside_the_series_are_not_thrown_away(bench: Bench, series: PatchSeries, where: str) -> None:
+    bench.work.start(bench.source, series, repo=bench.repo, onto="clear")
+    (bench.path / "src/a.cpp").write_text("tried\n")
+    if where == "branch":
+        git(bench.path, "checkout", "--quiet", "-b", "experiment")
+        git(bench.path, "commit", "--quiet", "--all", "--message", "tried")
+        git(bench.path, "checkout", "--quiet", "series")
+    else:
+        git(bench.path, "stash")
+    error = refused(lambda: bench.work.start(bench.source, series, repo=bench.repo, onto="taken"))
+    assert "holds commits that are not in patches/small" in error.message
+    assert git(bench.path, "show", f"{'experiment' if where == 'branch' else 'stash'}:src/a.cpp") == "tried"
+
+
 def test_a_rebase_of_the_users_own_is_left_alone(bench: Bench, series: PatchSeries) -> None:
     bench.work.start(bench.source, series, repo=bench.repo, onto="clear")
     before = head(bench)
