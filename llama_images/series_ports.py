@@ -153,8 +153,8 @@ class WorkCommits(Protocol):
     def applied(self, series: PatchSeries) -> tuple[AppliedPatch, ...]:
         """That series on the base, as ``AppliedSeries.patches``."""
 
-    def exported(self) -> None:
-        """Note that these commits are safe: a later rebase may replace the work tree."""
+    def exported(self, series: PatchSeries) -> None:
+        """Note that the commits are that series: a rebase of it may replace the work tree."""
 
 
 class SeriesWork(Protocol):

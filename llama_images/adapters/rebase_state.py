@@ -44,6 +44,8 @@ class RebaseState:
     """The user had a hand in it."""
     exported: str | None = None
     """The commit whose series was written to patches/."""
+    exported_series: str | None = None
+    """Digest of what was written: only as long as patches/ has it, the commit is there."""
 
     @property
     def pick(self) -> Pick | None:

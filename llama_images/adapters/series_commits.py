@@ -92,10 +92,11 @@ class _Commits:
     def applied(self, series: PatchSeries) -> tuple[AppliedPatch, ...]:
         return self._scratch.apply_series(series, self._base)
 
-    def exported(self) -> None:
+    def exported(self, series: PatchSeries) -> None:
         state = load_state(self._place.git_dir)
         if state is not None:
-            save_state(self._place.git_dir, replace(state, exported=self._head))
+            done = replace(state, exported=self._head, exported_series=series.digest)
+            save_state(self._place.git_dir, done)
 
 
 def _find(git: Git, path: Path) -> _Place:

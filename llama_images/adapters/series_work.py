@@ -86,7 +86,7 @@ class GitSeriesWork:
                         )
                     self._reporter.line(f"{path}: going on with the rebase that was interrupted")
                     return self._advance(WorkTree(self._git, path, source), state)
-                self._refuse_loss(WorkTree(self._git, path, source), state)
+                self._refuse_loss(WorkTree(self._git, path, source), state, series)
             mirror = self._trees.mirror(source, repo=repo)
             state = self._make(source, series, origin, mirror, commit=commit, onto=onto)
             return self._advance(WorkTree(self._git, path, source), state)
@@ -141,11 +141,15 @@ class GitSeriesWork:
             raise UsageError(f"{path} is not the work tree of a rebase", hint="Move it out of the way.")
         return state
 
-    def _refuse_loss(self, work: WorkTree, state: RebaseState) -> None:
-        """Raise UsageError where removing the work tree would lose what is nowhere else."""
+    def _refuse_loss(self, work: WorkTree, state: RebaseState, series: PatchSeries) -> None:
+        """Raise UsageError where removing the work tree would lose what is nowhere else.
+
+        ``series`` is what patches/ holds.
+        """
         head = work.head()
         is_automatic = head == state.head and not state.is_touched
-        if work.changed() or not (is_automatic or head == state.exported):
+        is_exported = head == state.exported and series.digest == state.exported_series
+        if work.changed() or not (is_automatic or is_exported):
             raise UsageError(
                 f"{work.path} holds work that is not in patches/{work.source.series}",
                 hint="invoke patches.export writes it there; invoke patches.rebase --abort throws it away.",

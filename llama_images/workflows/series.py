@@ -247,7 +247,7 @@ def export_series(
         series = PatchSeries(name=source.series, patches=patches)
         _prove(found.commits, found.applied(series))
         changed = folders.replace(series, source=source.name)
-        found.exported()
+        found.exported(series)
         return Exported(series=series, path=found.path, base=found.base, is_changed=changed)
 
 

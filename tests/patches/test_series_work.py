@@ -265,7 +265,11 @@ def test_work_that_is_nowhere_else_is_not_thrown_away(bench: Bench, series: Patc
 
     assert refused(again).message == f"{bench.path} holds work that is not in patches/small"
     with bench.work.commits(bench.source, work_tree=None, base=None) as found:
-        found.exported()
+        found.exported(PatchSeries(name="small"))
+    # What was written has been taken back since: patches/ has the old series.
+    assert refused(again).message == f"{bench.path} holds work that is not in patches/small"
+    with bench.work.commits(bench.source, work_tree=None, base=None) as found:
+        found.exported(series)
     again()
 
 
