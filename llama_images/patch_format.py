@@ -21,6 +21,9 @@ MAINTAINERS: Final = f"{MAINTAINERS_NAME} <{MAINTAINERS_EMAIL}>"
 SECTIONS: Final = ("What", "Why", "Proven", "Upstream status")
 """What the body of a patch's header must say, each in a paragraph that starts with the word and a colon."""
 
+CONFLICT_MARKERS: Final = ("<<<<<<< ", "||||||| ", ">>>>>>> ")
+"""What git begins lines with that nobody has decided on yet."""
+
 _SECTION: Final = re.compile(rf"^({'|'.join(SECTIONS)}):", re.MULTILINE)
 _SLUG_LENGTH: Final = 60
 _NO_DIFF: Final = "the commit changes nothing that a patch can carry"
@@ -31,6 +34,12 @@ def missing_sections(body: str) -> tuple[str, ...]:
     pieces = _SECTION.split(body)
     found = {name for name, text in zip(pieces[1::2], pieces[2::2], strict=True) if text.strip()}
     return tuple(name for name in SECTIONS if name not in found)
+
+
+def conflict_line(patch: Patch) -> int | None:
+    """The line of a patch, counted from 1, that adds a conflict marker; ``None`` without one."""
+    added = tuple(f"+{marker}" for marker in CONFLICT_MARKERS)
+    return next((at for at, line in enumerate(patch.text.split("\n"), 1) if line.startswith(added)), None)
 
 
 def split_message(message: str) -> tuple[str, str]:

@@ -240,12 +240,14 @@ class GitSeriesWork:
 
     def _take_resolved(self, work: WorkTree, state: RebaseState) -> RebaseState:
         """Take over what the user made of a conflict, by files alone or with git."""
+        assert state.pick is not None
+        if left := work.unresolved(state.head, state.pick):
+            raise UsageError(
+                f"{work.path}: conflicts are left: {', '.join(left)}",
+                hint="Mend them there (git commit --amend where they are committed); "
+                "then invoke patches.rebase --continue again.",
+            )
         if work.is_rebasing():
-            if left := work.unresolved():
-                raise UsageError(
-                    f"{work.path}: conflicts are left: {', '.join(left)}",
-                    hint="Mend them there; then invoke patches.rebase --continue again.",
-                )
             work.need(["add", "--update"])
             work.need(["rebase", "--continue"])
         elif changed := work.changed():

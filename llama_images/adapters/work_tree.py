@@ -13,12 +13,13 @@ from llama_images.adapters.git_program import Git
 from llama_images.adapters.git_scratch import identity
 from llama_images.adapters.rebase_state import Pick
 from llama_images.errors import OutsideError
+from llama_images.patch_format import CONFLICT_MARKERS
 from llama_images.ports import Finished
 
 if TYPE_CHECKING:
     from llama_images.matrix import Source
 
-_MARKERS: Final = (b"<<<<<<< ", b"||||||| ", b">>>>>>> ")
+_MARKERS: Final = tuple(marker.encode() for marker in CONFLICT_MARKERS)
 _CUT_OFF: Final = ("index.lock", "HEAD.lock", "CHERRY_PICK_HEAD", "REBASE_HEAD", "AUTO_MERGE", "MERGE_MSG")
 
 
@@ -94,23 +95,35 @@ class WorkTree:
             found.setdefault(path, set()).add(int(facts.split()[2]))
         return {path: frozenset(sides) for path, sides in found.items()}
 
-    def unresolved(self) -> list[str]:
+    def unresolved(self, head: str, pick: Pick) -> list[str]:
         """Conflicts that nobody has resolved, each in words.
 
-        A file that both sides have is resolved once it holds no conflict marker. Where one side has removed
-        or moved it, only git add or git rm can say what is meant.
+        A file that both sides have is resolved once it holds no conflict marker, whatever git was told with
+        git add. Where one side has removed or moved it, only git add or git rm can say what is meant.
         """
+        unmerged = self.unmerged()
+        touched = set(unmerged) | self._names(pick.parent, pick.commit) | self._names(head)
         left = []
-        for path, sides in self.unmerged().items():
+        for path in sorted(touched):
             file = self.path / path
-            if not {2, 3} <= sides or not file.is_file():
+            if path in unmerged and (not {2, 3} <= unmerged[path] or not file.is_file()):
                 left.append(f"{path} (git add or git rm it)")
-                continue
-            lines = file.read_bytes().split(b"\n")
-            marked = [number for number, line in enumerate(lines, 1) if line.startswith(_MARKERS)]
-            if marked:
-                left.append(f"{path}:{marked[0]}")
+            elif file.is_file() and not file.is_symlink():
+                marked = _marked(file.read_bytes())
+                if marked and not marked.keys() <= self._marked_before(path, head, pick.commit):
+                    left.append(f"{path}:{min(marked.values())}")
         return left
+
+    def _names(self, *commits: str) -> set[str]:
+        """Files that differ between two commits, or between one and the work tree."""
+        words = ["diff-tree", "-r"] if len(commits) > 1 else ["diff-index"]
+        listed = self.need([*words, "-z", "--no-renames", "--name-only", *commits])
+        return {path for path in listed.split("\0") if path}
+
+    def _marked_before(self, path: str, *commits: str) -> set[bytes]:
+        """Lines of a file that look like conflict markers and that one of the commits already has."""
+        found = [self.run(["cat-file", "blob", f"{commit}:{path}"]) for commit in commits]
+        return {line for one in found if one.returncode == 0 for line in _marked(one.stdout)}
 
     def clean_up(self, head: str, pick: Pick) -> None:
         """Be at that commit as if the step had never begun."""
@@ -125,3 +138,12 @@ class WorkTree:
         added = set(self.need([*words, pick.parent, pick.commit]).split("\0"))
         for path in added & set(self.untracked(*self.source.paths)):
             (self.path / path).unlink()
+
+
+def _marked(content: bytes) -> dict[bytes, int]:
+    """The lines that are conflict markers, each with its first number, counted from 1."""
+    found: dict[bytes, int] = {}
+    for number, line in enumerate(content.split(b"\n"), 1):
+        if line.startswith(_MARKERS):
+            found.setdefault(line, number)
+    return found

@@ -10,7 +10,13 @@ from typing import Literal
 
 from llama_images.errors import CheckFailed, LlamaImagesError, OutsideError, UsageError
 from llama_images.matrix import Source
-from llama_images.patch_format import first_difference, format_patch, missing_sections, split_message
+from llama_images.patch_format import (
+    conflict_line,
+    first_difference,
+    format_patch,
+    missing_sections,
+    split_message,
+)
 from llama_images.patch_series import Patch, PatchSeries, is_within
 from llama_images.series_ports import (
     AppliedPatch,
@@ -86,6 +92,8 @@ def _look(source: Source, series: PatchSeries, applied: Sequence[AppliedPatch]) 
     checked = []
     for index, patch in enumerate(series.patches):
         problems = [*_header_problems(patch), *_path_problems(source, patch)]
+        if (line := conflict_line(patch)) is not None:
+            problems.append(f"line {line} adds a conflict marker")
         if index < len(applied):
             step = applied[index]
             if step.problem is not None:
@@ -269,9 +277,15 @@ def _as_patch(source: Source, number: int, commit: WorkCommit) -> Patch:
             hint="Reword it (git rebase -i in the work tree); docs/patches.md has the form.",
         )
     try:
-        return format_patch(number, subject, body, commit.diff)
+        patch = format_patch(number, subject, body, commit.diff)
     except UsageError as error:
         raise UsageError(f"{name} can't be carried: {error.message}", hint=error.hint) from error
+    if (line := conflict_line(patch)) is not None:
+        raise UsageError(
+            f"{name} can't be carried: {patch.name}:{line}: a conflict marker",
+            hint="Mend the file and the commit: git rebase -i in the work tree.",
+        )
+    return patch
 
 
 def _prove(commits: Sequence[WorkCommit], applied: Sequence[AppliedPatch]) -> None:

@@ -312,12 +312,16 @@ def elsewhere(path: Path) -> None:
         (linked, "commit {head} (a: by hand) can't be carried: "),
         (binary, "commit {head} (a: by hand) can't be carried: "),
         (latin, "commit {head}:"),
+        (
+            lambda path: commit(path, a=changed(line5="<<<<<<< HEAD")),
+            "commit {head} (a: by hand) can't be carried: 0001-a-by-hand.patch:21: a conflict marker",
+        ),
         (elsewhere, "{path}: HEAD is not on top of {whole}"),
     ],
     ids=[
         *("nothing", "untracked", "unstaged", "staged", "merge", "rebase", "cherry-pick", "incomplete"),
         *("no-message", "tag", "cut-body", "outside", "empty", "white-space", "no-newline", "crlf"),
-        *("space-before-tab", "odd-name", "symlink", "binary", "latin-1", "unrelated"),
+        *("space-before-tab", "odd-name", "symlink", "binary", "latin-1", "marker", "unrelated"),
     ],
 )
 def test_what_can_not_be_a_series_is_named_and_nothing_is_written(

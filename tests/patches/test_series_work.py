@@ -176,6 +176,21 @@ def test_a_conflict_is_mended_in_the_file_and_goes_on(bench: Bench, series: Patc
     assert git(bench.path, "log", "-1", "--format=%an", "HEAD~1") == "llama-diffusion images maintainers"
 
 
+@pytest.mark.parametrize("committed", [False, True])
+def test_markers_do_not_pass_for_a_resolution(bench: Bench, series: PatchSeries, committed: bool) -> None:
+    file = stopped(bench, series)
+    number = file.read_text().splitlines().index("<<<<<<< HEAD") + 1
+    git(bench.path, "add", "--all")
+    if committed:
+        git(bench.path, "rebase", "--continue")
+    error = refused(lambda: bench.work.resume(bench.source, skip=False))
+    assert error.message == f"{bench.path}: conflicts are left: src/a.cpp:{number}"
+    mend(file, "both")
+    if committed:
+        git(bench.path, "commit", "--quiet", "--all", "--amend", "--no-edit")
+    assert bench.work.resume(bench.source, skip=False).kept == (A, B, C)
+
+
 def test_a_conflict_may_be_mended_with_git_alone(bench: Bench, series: PatchSeries) -> None:
     mend(stopped(bench, series), "both")
     git(bench.path, "add", "src/a.cpp")

@@ -227,6 +227,13 @@ def test_every_flaw_is_named(house: House, patch: Patch, applied: dict[str, obje
         raise_for([checked])
 
 
+def test_a_conflict_marker_in_a_patch_is_named(house: House) -> None:
+    diff = DIFF.replace("+two", "+<<<<<<< HEAD")
+    patch = format_patch(1, "a: one", BODY, diff)
+    checked = check(house, series_of(patch), [step(patch, diff=diff)])
+    assert checked.patches[0].problems == ("line 17 adds a conflict marker",)
+
+
 def test_what_comes_after_a_patch_that_does_not_apply_is_not_tried(house: House) -> None:
     second = format_patch(2, "a: two", BODY, DIFF)
     checked = check(house, series_of(GOOD, second), [step(GOOD, problem="no", tree=None)])
