@@ -112,7 +112,10 @@ class GitSeriesWork:
         with self._locked(source):
             if not path.exists():
                 raise UsageError(f"there is no work tree of {source.name} to remove", hint=_START)
-            shutil.rmtree(path)
+            if not path.is_dir():
+                raise UsageError(f"{path} is no folder", hint="Remove it by hand.")
+            path.rename(self._gone(source))
+            self._recover(source)
         return path
 
     @contextlib.contextmanager
@@ -127,18 +130,52 @@ class GitSeriesWork:
                     raise UsageError(f"there is no work tree of {source.name}", hint=hint)
             yield stack.enter_context(read_commits(self._git, source, path, base=base))
 
-    def _locked(self, source: Source) -> contextlib.AbstractContextManager[None]:
-        return locked(
-            self._folder / f"{source.name}.lock",
-            lambda: self._reporter.line(
+    @contextlib.contextmanager
+    def _locked(self, source: Source) -> Iterator[None]:
+        def waiting() -> None:
+            self._reporter.line(
                 f"series {source.name}: another process works on it; waiting for it to finish"
-            ),
-        )
+            )
+
+        with locked(self._folder / f"{source.name}.lock", waiting):
+            self._recover(source)
+            yield
+
+    # A work tree is whole under its name or has none: it is put there and taken away by renaming.
+
+    def _old(self, source: Source) -> Path:
+        """The work tree that another is about to replace."""
+        return self._folder / f".{source.name}.old"
+
+    def _gone(self, source: Source) -> Path:
+        """A work tree that is being deleted."""
+        return self._folder / f".{source.name}.gone"
+
+    def _put(self, source: Source, staging: Path) -> None:
+        path, old = self.path(source), self._old(source)
+        if path.exists():
+            path.rename(old)
+        staging.rename(path)
+        self._recover(source)
+
+    def _recover(self, source: Source) -> None:
+        """Finish what was interrupted between two names, and delete what is to go."""
+        old, gone = self._old(source), self._gone(source)
+        if gone.exists():
+            shutil.rmtree(gone)
+        if old.exists():
+            if not self.path(source).exists():
+                old.rename(self.path(source))
+            else:
+                old.rename(gone)
+                shutil.rmtree(gone)
 
     def _present(self, path: Path) -> RebaseState:
-        state = load_state(path / ".git")
+        state = load_state(path / ".git") if path.is_dir() else None
         if state is None:
-            raise UsageError(f"{path} is not the work tree of a rebase", hint="Move it out of the way.")
+            hint = "Move it out of the way, or remove it"
+            hint += ": invoke patches.rebase --abort." if path.is_dir() else "."
+            raise UsageError(f"{path} is not the work tree of a rebase", hint=hint)
         return state
 
     def _refuse_loss(self, work: WorkTree, state: RebaseState, series: PatchSeries) -> None:
@@ -193,8 +230,7 @@ class GitSeriesWork:
                 WorkTree(self._git, staging, source).need(["checkout", "--quiet", "--detach", commit])
             state = RebaseState(series=series.digest, onto=revision, picks=picks, head=commit)
             save_state(git_dir, state)
-            shutil.rmtree(self.path(source), ignore_errors=True)
-            staging.rename(self.path(source))
+            self._put(source, staging)
         except DamagedError as error:
             raise unreadable(staging, error) from error
         finally:

@@ -414,6 +414,60 @@ def test_ctrl_c_while_a_conflict_is_taken_over(bench: Bench, series: PatchSeries
     assert bench.work.resume(bench.source, skip=False).kept == (A, B, C)
 
 
+@pytest.mark.parametrize("moment", ["first rename", "second rename", "deletion"])
+def test_ctrl_c_while_one_work_tree_replaces_another(
+    bench: Bench, series: PatchSeries, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    bench.work.start(bench.source, series, repo=bench.repo, onto="clear")
+    before = head(bench)
+    rename, remove = Path.rename, shutil.rmtree
+    renames = 0
+
+    def renamed(path: Path, target: Path) -> Path:
+        nonlocal renames
+        done = rename(path, target)
+        renames += path.parent == bench.cache / "series"
+        if renames == {"first rename": 1, "second rename": 2}.get(moment):
+            raise KeyboardInterrupt
+        return done
+
+    def removed(path: Path, ignore_errors: bool = False) -> None:
+        if path.name == ".small.gone":
+            remove(path / ".git")
+            raise KeyboardInterrupt
+        remove(path, ignore_errors)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", renamed)
+        patched.setattr(shutil, "rmtree", removed if moment == "deletion" else remove)
+        with pytest.raises(KeyboardInterrupt):
+            bench.work.start(bench.source, series, repo=bench.repo, onto="taken")
+    done = bench.work.resume(bench.source, skip=False)
+    if moment == "first rename":
+        assert (head(bench), done.kept) == (before, (A, B, C))
+    else:
+        assert done.kept == (B, C)
+    assert {path.name for path in (bench.cache / "series").iterdir()} == {"small", "small.lock"}
+
+
+def test_ctrl_c_while_a_work_tree_is_removed(
+    bench: Bench, series: PatchSeries, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.work.start(bench.source, series, repo=bench.repo, onto="clear")
+    remove = shutil.rmtree
+
+    def removed(path: Path, ignore_errors: bool = False) -> None:
+        remove(path / ".git")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", removed)
+        with pytest.raises(KeyboardInterrupt):
+            bench.work.abort(bench.source)
+    assert bench.work.start(bench.source, series, repo=bench.repo, onto="clear").kept == (A, B, C)
+    assert {path.name for path in (bench.cache / "series").iterdir()} == {"small", "small.lock"}
+
+
 CHILD = """\
 import sys
 from pathlib import Path
@@ -493,6 +547,18 @@ def test_a_folder_of_somebody_else_is_left_alone(bench: Bench, series: PatchSeri
     (bench.path / ".git").mkdir(parents=True)
     error = refused(lambda: bench.work.start(bench.source, series, repo=bench.repo, onto="clear"))
     assert error.message == f"{bench.path} is not the work tree of a rebase"
+    assert "--abort" in str(error.hint)
+
+
+def test_a_file_in_its_place_is_left_alone(bench: Bench, series: PatchSeries) -> None:
+    bench.path.parent.mkdir(parents=True)
+    bench.path.write_text("x")
+    for run in (
+        lambda: bench.work.start(bench.source, series, repo=bench.repo, onto="clear"),
+        lambda: bench.work.abort(bench.source),
+    ):
+        assert isinstance(refused(run), UsageError)
+    assert bench.path.read_text() == "x"
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 2}', '{"format": 1}'])
