@@ -115,7 +115,8 @@ def make_plan(selection: Selection, *, series: Mapping[str, PatchSeries], platfo
     """The steps that build and smoke-test ``selection`` on ``platform``."""
     sources: dict[str, Step] = {}
     bases: dict[str, Step] = {}
-    work: list[Step] = []
+    builds: list[Step] = []
+    smokes: list[Step] = []
     for target in selection.targets:
         source, base = target.source, target.base
         own_series = series_of(target, series)
@@ -144,7 +145,7 @@ def make_plan(selection: Selection, *, series: Mapping[str, PatchSeries], platfo
                 ),
             )
         tag = local_reference(target)
-        work.append(
+        builds.append(
             Step(
                 kind="build",
                 subject=target.id,
@@ -164,7 +165,7 @@ def make_plan(selection: Selection, *, series: Mapping[str, PatchSeries], platfo
                 },
             )
         )
-        work.append(
+        smokes.append(
             Step(
                 kind="smoke",
                 subject=target.id,
@@ -175,7 +176,9 @@ def make_plan(selection: Selection, *, series: Mapping[str, PatchSeries], platfo
         )
     found: Platform = target_platform(selection.targets[0], platform)
     return Plan(
-        platform=found, steps=(*sources.values(), *bases.values(), *work), left_out=selection.left_out
+        platform=found,
+        steps=(*sources.values(), *bases.values(), *builds, *smokes),
+        left_out=selection.left_out,
     )
 
 

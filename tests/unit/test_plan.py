@@ -53,6 +53,17 @@ def test_sources_and_bases_are_shared(matrix: Matrix, series: dict[str, PatchSer
     assert [target.id for target in plan.targets] == ["cpu", "cpu-stock", "sm89", "sm89-stock"]
 
 
+def test_every_image_is_built_before_the_first_is_tested(
+    matrix: Matrix, series: dict[str, PatchSeries]
+) -> None:
+    plan = planned(matrix, series, "ampere")
+    assert [(step.kind, step.subject) for step in plan.steps[2:]] == [
+        *(("build", target.id) for target in plan.targets),
+        *(("smoke", target.id) for target in plan.targets),
+    ]
+    assert len(plan.targets) > 1
+
+
 def test_the_nvidia_base_makes_no_base_image(matrix: Matrix, series: dict[str, PatchSeries]) -> None:
     plan = planned(matrix, series, "70", base="nvidia")
     assert [step.kind for step in plan.steps] == ["source", "build", "smoke"]
