@@ -44,7 +44,7 @@ from llama_images.ports import Engine
 from llama_images.render import drift, drifted_paths, series_of
 from llama_images.selection import local_reference, make_target
 from llama_images.synthetic import write_model
-from llama_images.workflows.build import build_all, ensure_base
+from llama_images.workflows.build import Built, build_all, ensure_base
 from llama_images.workflows.checks import run_checks
 from llama_images.workflows.demo import DemoLog
 from llama_images.workflows.demo import demo as run_demo
@@ -475,8 +475,13 @@ def build(
         shop.reporter.warn(
             f"{path} is not what the matrix says; this build goes by the matrix (run invoke render)"
         )
-    results = build_all(shop, chosen, made, repo=_repo(repo), rebuild=rebuild)
-    shop.reporter.line(tables.build_table(results))
+    results: list[Built] = []
+    try:
+        build_all(shop, chosen, made, repo=_repo(repo), rebuild=rebuild, on_built=results.append)
+    finally:
+        # Where one of many failed, those before it are finished all the same.
+        if results:
+            shop.reporter.line(tables.build_table(results))
     if smoke and platform != info.platform:
         shop.reporter.warn(f"not tested: images for {platform} do not run on this engine, {info.platform}")
     elif smoke:

@@ -6,7 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,17 +46,25 @@ class Built:
 
 
 def build_all(
-    shop: Workshop, engine: Engine, plan: Plan, *, repo: str | None, rebuild: bool = False
+    shop: Workshop,
+    engine: Engine,
+    plan: Plan,
+    *,
+    repo: str | None,
+    rebuild: bool = False,
+    on_built: Callable[[Built], None] | None = None,
 ) -> list[Built]:
     """Do the plan's source, base and build steps; targets that are up to date are left as they are.
 
-    Raises OutsideError or CheckFailed at the first step that fails. What was finished before it stays, so a
-    second call goes on from there.
+    ``on_built`` gets each target's result as soon as it is there. Raises OutsideError or CheckFailed at the
+    first step that fails. What was finished before it stays, so a second call goes on from there.
     """
     files = shop.rendered()
     trees = check_out_sources(shop, plan, repo=repo)
     bases = make_bases(shop, engine, plan, files=files)
-    return build_targets(shop, engine, plan, files=files, trees=trees, bases=bases, rebuild=rebuild)
+    return build_targets(
+        shop, engine, plan, files=files, trees=trees, bases=bases, rebuild=rebuild, on_built=on_built
+    )
 
 
 def check_out_sources(shop: Workshop, plan: Plan, *, repo: str | None) -> dict[str, CheckedOut]:
@@ -93,10 +101,12 @@ def build_targets(
     trees: Mapping[str, CheckedOut],
     bases: Mapping[str, ImageInfo],
     rebuild: bool = False,
+    on_built: Callable[[Built], None] | None = None,
 ) -> list[Built]:
     """Do the plan's build steps, with what its source and base steps have made. Raises OutsideError."""
-    return [
-        _build(
+    results = []
+    for target in plan.targets:
+        built = _build(
             shop,
             engine,
             target,
@@ -106,8 +116,10 @@ def build_targets(
             platform=plan.platform,
             rebuild=rebuild,
         )
-        for target in plan.targets
-    ]
+        results.append(built)
+        if on_built is not None:
+            on_built(built)
+    return results
 
 
 def ensure_base(

@@ -143,9 +143,12 @@ def test_what_was_finished_before_a_failure_stays_and_a_second_call_goes_on(
     house: House, error: BaseException
 ) -> None:
     house.engine.failures[SM89] = error
+    finished: list[Built] = []
+    plan = house.plan("cpu", "89", "120")
     with pytest.raises(type(error)) as raised:
-        build(house, "cpu", "89", "120")
+        build_all(house.shop(), house.engine, plan, repo=None, on_built=finished.append)
     assert raised.value is error
+    assert [(built.reference, built.status) for built in finished] == [(CPU, "built")]
     assert set(house.engine.images) == {base_of(house), CPU}
     assert house.engine.built == [base_of(house), CPU, SM89]
     assert house.contexts() == []
