@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from llama_images import validators
+from llama_images import runs
 from llama_images.errors import CheckFailed, LlamaImagesError, OutsideError
 from llama_images.plan import Plan, choose, make_plan, source_subject
 from llama_images.ports import Engine, RegistryReader, RegistryServer
@@ -47,7 +47,7 @@ def _why(error: BaseException) -> str:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DemoResult:
     built: Built
-    run: validators.Run
+    run: runs.Run
     sc_lines: int
 
 

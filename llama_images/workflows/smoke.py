@@ -6,7 +6,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from llama_images import validators
+from llama_images import runs, validators
 from llama_images.errors import CheckFailed
 from llama_images.imageroot import RootExpectation, check_root
 from llama_images.ports import Engine, ImageInfo, RunRequest, RunResult
@@ -34,7 +34,7 @@ class SmokeResult:
     target: Target
     reference: str
     checks: tuple[Check, ...]
-    run: validators.Run | None
+    run: runs.Run | None
     """The generation with the tiny model, as parsed; None where it could not be."""
     seconds: float
     """Time of that generation, container start included."""
@@ -167,7 +167,7 @@ def _check_start(shop: Workshop, engine: Engine, target: Target, reference: str)
     ]
 
 
-def _judge(result: RunResult) -> tuple[validators.Run | None, list[Check]]:
+def _judge(result: RunResult) -> tuple[runs.Run | None, list[Check]]:
     name = "generation: read-only, no capabilities, no network, user 10001"
     output = result.stdout + result.stderr
     if result.exit_code != 0:
@@ -176,8 +176,8 @@ def _judge(result: RunResult) -> tuple[validators.Run | None, list[Check]]:
             Check(name=name, passed=False, detail=f"exit {result.exit_code}: {' / '.join(lines[-3:])}")
         ]
     try:
-        run = validators.parse_run(result.stderr, result.stdout)
-    except validators.RunUnreadable as error:
+        run = runs.parse_run(result.stderr, result.stdout)
+    except runs.RunUnreadable as error:
         return None, [Check(name=name, passed=False, detail=error.message)]
     verdicts = validators.judge(run, frozenset({"sc"}))
     return run, [
