@@ -34,7 +34,7 @@ _NULL: Final = "tag:yaml.org,2002:null"
 # as values.
 _TEXT: Final = (_STR, "tag:yaml.org,2002:timestamp", "tag:yaml.org,2002:merge", "tag:yaml.org,2002:value")
 
-NOT_A_VALUE: Final = 0.5
+NOT_A_VALUE: Final = -0.5
 """Stands in the data for a number that no field takes; the real text is found again by its path."""
 
 
@@ -312,7 +312,7 @@ def _plain_scalar(node: yaml.Node, path: KeyPath, mistakes: Mistakes) -> object:
     if node.tag == _INT:
         return int(value) if re.fullmatch(r"0|[1-9][0-9]{0,14}", value) else NOT_A_VALUE
     if node.tag == _FLOAT:
-        return NOT_A_VALUE
+        return float(value) if re.fullmatch(r"[0-9]{1,9}\.[0-9]{1,9}", value) else NOT_A_VALUE
     return value
 
 

@@ -12,7 +12,7 @@ import os
 import stat
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, Final, TypeGuard
+from typing import Any, Final, TypeGuard, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
@@ -33,9 +33,12 @@ from llama_images.matrix_types import (
     Architecture,
     Base,
     Defaults,
+    HardwareThresholds,
     ImageRef,
     Matrix,
+    RelativeThresholds,
     Source,
+    Thresholds,
     Toolkit,
     ToolkitImages,
     Wheel,
@@ -52,10 +55,13 @@ __all__ = [
     "Family",
     "Flavor",
     "FrozenMapping",
+    "HardwareThresholds",
     "ImageRef",
     "Matrix",
     "Platform",
+    "RelativeThresholds",
     "Source",
+    "Thresholds",
     "Toolkit",
     "ToolkitImages",
     "Wheel",
@@ -68,6 +74,8 @@ __all__ = [
 MAX_BYTES: Final = 1 << 20
 """A matrix of the project's size is 7 KB; a larger file is a mistake, and reading YAML is slow."""
 
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 _ROWS: Final[Mapping[str, type[BaseModel]]] = {
     "sources": Source,
@@ -218,6 +226,14 @@ def _with_names(document: Document, mistakes: Mistakes) -> object:
     return data
 
 
+def _sound(model: type[_Model], value: object) -> _Model | None:
+    """The section as its type; None where it is not of its form."""
+    try:
+        return model.model_validate_json(json.dumps(value))
+    except ValidationError:
+        return None
+
+
 def _are_flavors(data: object) -> TypeGuard[list[str]]:
     return isinstance(data, list) and bool(data) and all(one in FLAVORS for one in data)
 
@@ -233,6 +249,7 @@ def _draft(data: object, whole: Matrix | None) -> matrix_rules.Draft:
             toolkits=whole.toolkits,
             cpu_variants=whole.cpu_variants,
             architectures=whole.architectures,
+            thresholds=whole.thresholds,
             names={section: tuple(getattr(whole, section)) for section in _ROWS},
             complete=True,
         )
@@ -244,23 +261,18 @@ def _draft(data: object, whole: Matrix | None) -> matrix_rules.Draft:
         if isinstance(rows, dict):
             names[section] = tuple(rows)
         for key, row in rows.items() if isinstance(rows, dict) else ():
-            try:
-                sound[section][key] = model.model_validate_json(json.dumps(row))
-            except ValidationError:
-                continue
-    try:
-        defaults = Defaults.model_validate_json(json.dumps(top.get("defaults")))
-    except ValidationError:
-        defaults = None
+            if (row := _sound(model, row)) is not None:
+                sound[section][key] = row
     flavors = top.get("flavors")
     return matrix_rules.Draft(
-        defaults=defaults,
+        defaults=_sound(Defaults, top.get("defaults")),
         sources=sound["sources"],
         flavors=tuple(flavors) if _are_flavors(flavors) else None,
         bases=sound["bases"],
         toolkits=sound["toolkits"],
         cpu_variants={},
         architectures=sound["architectures"],
+        thresholds=_sound(Thresholds, top.get("thresholds")),
         names=names,
         complete=False,
     )

@@ -241,3 +241,41 @@ def parse_date(value: object) -> object:
 
 
 Date = Annotated[AwareDatetime, BeforeValidator(parse_date)]
+
+
+def within(low: float, high: float, right: str) -> AfterValidator:
+    """A number from ``low`` to ``high``, both taken; ``right`` says what would be right."""
+
+    def check(value: float) -> float:
+        if not low <= value <= high:
+            raise mistake(right)
+        return value
+
+    return AfterValidator(check)
+
+
+Ratio = Annotated[
+    float,
+    within(1, 100, "a ratio from 1 to 100 is needed, such as 1.5"),
+    WithJsonSchema({"type": "number", "minimum": 1, "maximum": 100}),
+]
+Milliseconds = Annotated[
+    float,
+    within(0.01, 100_000, "a time in milliseconds is needed, from 0.01 to 100000"),
+    WithJsonSchema({"type": "number", "minimum": 0.01, "maximum": 100_000}),
+]
+Percent = Annotated[
+    float,
+    within(0, 100, "a percentage from 0 to 100 is needed"),
+    WithJsonSchema({"type": "number", "minimum": 0, "maximum": 100}),
+]
+GpuCount = Annotated[
+    int,
+    within(1, 16, "a number of GPUs from 1 to 16 is needed"),
+    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 16}),
+]
+Gibibytes = Annotated[
+    int,
+    within(1, 4096, "a memory size in whole GiB is needed, such as 16"),
+    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 4096}),
+]

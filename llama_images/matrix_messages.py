@@ -101,6 +101,8 @@ def _wrong_value(detail: ErrorDetails, path: KeyPath, document: Document, root: 
             return f"found {found}; text is needed{quote}"
         case "int_type" | "int_from_float":
             return f"found {found}; a whole number is needed, without quotes"
+        case "float_type":
+            return f"found {found}; a number is needed, without quotes"
         case "greater_than" | "less_than":
             return f"found {found}; a whole number above 0 and below 10 million is needed"
         case "tuple_type":

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from llama_images.located_yaml import KeyPath, did_you_mean, listed
-from llama_images.matrix_types import Architecture, Base, Defaults, Source, Toolkit, Wheel
+from llama_images.matrix_types import Architecture, Base, Defaults, Source, Thresholds, Toolkit, Wheel
 from llama_images.platforms import Platform
 
 Report = Callable[[KeyPath, str], None]
@@ -56,6 +56,7 @@ class Draft:
     toolkits: Mapping[str, Toolkit]
     cpu_variants: Mapping[Platform, tuple[str, ...]]
     architectures: Mapping[str, Architecture]
+    thresholds: Thresholds | None
     names: Mapping[str, tuple[str, ...]]
     """Names of every row of a section, unsound ones too; a section of the wrong form is left out."""
     complete: bool
@@ -75,6 +76,8 @@ def check(draft: Draft, report: Report, *, series: Collection[str] | None) -> No
         _toolkit(toolkit, report)
     for row in draft.architectures.values():
         _architecture(draft, row, report)
+    if draft.thresholds is not None:
+        _thresholds(draft.thresholds, report)
     if draft.complete:
         _wheels_by_platform(draft, report)
         _cpu_variants(draft, report)
@@ -361,3 +364,16 @@ def _cpu_variants(draft: Draft, report: Report) -> None:
     for platform, name in needed.items():
         if platform not in draft.cpu_variants:
             report(("cpu_variants", platform), f"missing; {name} is built for that platform")
+
+
+def _thresholds(thresholds: Thresholds, report: Report) -> None:
+    """GPUs are found by name, number and memory, so two rows of the same would contradict each other."""
+    seen: dict[tuple[str, int, int], int] = {}
+    for index, row in enumerate(thresholds.hardware):
+        first = seen.setdefault((row.gpu.lower(), row.count, row.memory_gib), index)
+        if first != index:
+            what = f"{row.count} x {row.gpu} with {row.memory_gib} GiB"
+            report(
+                ("thresholds", "hardware", index, "gpu"),
+                f"{what} has its thresholds in hardware[{first}] already",
+            )

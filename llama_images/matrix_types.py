@@ -16,11 +16,16 @@ from llama_images.matrix_fields import (
     Family,
     Flavor,
     Frozen,
+    Gibibytes,
+    GpuCount,
     ImageName,
+    Milliseconds,
     Name,
     Package,
+    Percent,
     Plain,
     Ptx,
+    Ratio,
     Ref,
     Repository,
     Sass,
@@ -170,6 +175,32 @@ class Architecture(_Row):
         return ";".join([*(f"{one}-real" for one in self.sass), *(f"{one}-virtual" for one in self.ptx)])
 
 
+class RelativeThresholds(_Row):
+    """What the series must bring on any GPUs, measured in the same run against the stock flavor."""
+
+    short_speedup: Ratio = Field(description="stock by patched, a short prompt's block")
+    last_block_speedup: Ratio = Field(description="stock by patched, a long prompt's last block")
+    last_over_first: Ratio = Field(description="patched: the long prompt's last block by its first, at most")
+
+
+class HardwareThresholds(_Row):
+    """What a step may take on GPUs of one kind, of which figures are known."""
+
+    gpu: Plain = Field(description="the GPU's name as the driver gives it")
+    count: GpuCount = Field(description="how many of them the model spans")
+    memory_gib: Gibibytes = Field(description="memory of each, rounded: one name may stand for two sizes")
+    short_ms: Milliseconds = Field(description="a short prompt, milliseconds a step")
+    long_ms: Milliseconds = Field(description="a long prompt's last block, milliseconds a step")
+    tolerance_percent: Percent = Field(description="how much more than that still passes")
+
+
+class Thresholds(_Row):
+    """What a step of the patched flavor may take. Times are medians of a block's steps."""
+
+    relative: RelativeThresholds = Field(description="for any GPUs, against the stock flavor")
+    hardware: tuple[HardwareThresholds, ...] = Field(description="for GPUs of which figures are known")
+
+
 class Defaults(_Row):
     """What a command takes where it is told nothing else."""
 
@@ -195,6 +226,7 @@ class Matrix(_Row):
         Platform, Annotated[tuple[Variant, ...], Field(min_length=1), AfterValidator(unique)]
     ] = Field(min_length=1, description="CPU backends of an image, for each platform")
     architectures: Frozen[str, Architecture] = Field(min_length=1, description="rows of images by name")
+    thresholds: Thresholds = Field(description="what a step may take, for the tests on GPUs")
 
     def bases_for(self, architecture: Architecture) -> tuple[str, ...]:
         """Names of the bases that can make this architecture, in the file's order.
