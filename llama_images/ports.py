@@ -185,6 +185,11 @@ class RunRequest:
     read_only: bool = True
     drop_capabilities: bool = True
     user: str | None = None
+    init: bool = False
+    """Put the engine's init in front of the program, which then is an ordinary process and no process 1: the
+    kernel keeps signals that process 1 has no handler for from it, Ctrl-C's among them."""
+    interrupt_on: str | None = None
+    """Text on standard error at which the container gets a SIGINT, once, as it does from Ctrl-C."""
     timeout: float = 600.0
     """Seconds, after which the container is ended and OutsideError raised."""
 
@@ -194,10 +199,13 @@ class RunResult:
     """A container that has ended."""
 
     exit_code: int
+    """As the engine gives it; of a bare program, minus the number of the signal that ended it."""
     stdout: bytes
     stderr: bytes
     seconds: float
     """From the start to the end, the container's making left out."""
+    interrupted_after: float | None = None
+    """Seconds from the start to the interrupt that was asked for; None where none was sent."""
 
 
 class Engine(Protocol):
@@ -230,6 +238,63 @@ class Engine(Protocol):
 
     def layers(self, reference: str) -> tuple[Layer, ...]:
         """Sizes of every layer, lowest first; empty ones left out."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProgramRun:
+    """One run of the program under test; its arguments name files by ``Program.place``."""
+
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    files: tuple[Path, ...] = ()
+    """Files of this machine that the program may read."""
+    stdin: bytes | None = None
+    gpus: bool = False
+    """Whether it sees GPUs at all; which ones is ``CUDA_VISIBLE_DEVICES``'s matter."""
+    interrupt_on: str | None = None
+    """See ``RunRequest``."""
+    timeout: float = 600.0
+
+
+class Program(Protocol):
+    """``llama-diffusion-cli`` where the tests run it: in an image, or as a bare binary."""
+
+    def place(self, file: Path) -> str:
+        """The path by which the program finds a file of this machine."""
+
+    def run(self, request: ProgramRun) -> RunResult:
+        """Run it to its end. Raises OutsideError where it can't be started or outlives its time."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gpu:
+    """One GPU as the driver describes it."""
+
+    index: int
+    """Position in PCI bus order."""
+    name: str
+    compute_capability: str
+    """Major and minor: "12.0"."""
+    memory_bytes: int | None
+    """All of the GPU's own memory; None where it shares the machine's and NVML gives no size (GB10)."""
+    uuid: str
+
+
+class Gpus(Protocol):
+    """The NVIDIA GPUs of this machine."""
+
+    def gpus(self) -> tuple[Gpu, ...]:
+        """Every GPU in PCI bus order; empty without a driver. Raises OutsideError where the driver fails."""
+
+    def driver_version(self) -> str | None:
+        """The driver's version, such as "580.65.06"; None without one. Raises OutsideError."""
+
+
+class GpuMemory(Protocol):
+    """Takes GPU memory away from the programs that are tested."""
+
+    def leave(self, mebibytes: Mapping[Gpu, int]) -> AbstractContextManager[None]:
+        """A context in which only so much is free on each GPU. Raises OutsideError where there is less."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

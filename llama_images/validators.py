@@ -65,6 +65,9 @@ def _judge_device(run: Run, expect: frozenset[Check]) -> Verdict:
     name = "device path"
     if run.host_sampling:
         return Verdict(name=name, passed=False, detail="the CLI fell back to host sampling")
+    told = [one.text for one in run.fallbacks if one.kind in ("self-conditioning", "check")]
+    if told:
+        return Verdict(name=name, passed=False, detail=few(told))
     if run.options is None:
         return Verdict(name=name, passed=False, detail="the CLI did not print its options (diffusion_eb: …)")
     off = []
@@ -73,7 +76,8 @@ def _judge_device(run: Run, expect: frozenset[Check]) -> Verdict:
     if "devsample" in expect and not run.options.sample_reduce:
         off.append("sample_reduce=off")
     if off:
-        return Verdict(name=name, passed=False, detail=", ".join(off))
+        why = f"; the CLI says: {few(run.switched_off)}" if run.switched_off else ""
+        return Verdict(name=name, passed=False, detail=", ".join(off) + why)
     return Verdict(name=name, passed=True, detail="on, and no fall back to host sampling")
 
 

@@ -207,9 +207,13 @@ class DockerEngine:
             deadline = started + request.timeout
             api.start(name)
             attached.begin(request.stdin)
+            interrupted_after: float | None = None
             while not attached.ended_within(0.2):
                 if time.monotonic() > deadline:
                     raise too_long(request)
+                if interrupted_after is None and _is_due(request, attached):
+                    interrupted_after = time.monotonic() - started
+                    api.kill(name, signal="SIGINT")
             # The streams end with the container; its exit code may take a moment more.
             try:
                 code = api.wait(name, timeout=max(5, int(deadline - time.monotonic())))["StatusCode"]
@@ -221,7 +225,11 @@ class DockerEngine:
         finally:
             attached.close()
         return RunResult(
-            exit_code=int(code), stdout=bytes(attached.stdout), stderr=bytes(attached.stderr), seconds=seconds
+            exit_code=int(code),
+            stdout=bytes(attached.stdout),
+            stderr=bytes(attached.stderr),
+            seconds=seconds,
+            interrupted_after=interrupted_after,
         )
 
     # --- tags, registries, contents ---
@@ -395,6 +403,7 @@ def _container_config(client: docker.DockerClient, request: RunRequest) -> Any:
             for path, target in request.mounts.items()
         ],
         device_requests=_device_requests(request.gpus),
+        init=request.init or None,
         # The streams are read as they come; a log would hold them again, and not byte for byte.
         log_config=docker.types.LogConfig(type="none"),
     )
@@ -407,6 +416,11 @@ def _container_config(client: docker.DockerClient, request: RunRequest) -> Any:
         stdin_open=request.stdin is not None,
         host_config=host,
     )
+
+
+def _is_due(request: RunRequest, attached: Attached) -> bool:
+    """Whether the container has printed what it is to be interrupted at."""
+    return request.interrupt_on is not None and request.interrupt_on.encode() in attached.stderr
 
 
 def _device_requests(gpus: tuple[str, ...]) -> list[docker.types.DeviceRequest] | None:

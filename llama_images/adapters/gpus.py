@@ -8,28 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from llama_images.errors import OutsideError
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Gpu:
-    """One GPU as the driver describes it."""
-
-    index: int
-    """Position in PCI bus order."""
-    name: str
-    compute_capability: str
-    """Major and minor: "12.0"."""
-    memory_bytes: int | None
-    """All of the GPU's own memory; None where it shares the machine's and NVML gives no size (GB10)."""
-    uuid: str
+from llama_images.ports import Gpu
 
 
 class NvidiaGpus:
-    """What NVML says; every call asks anew."""
+    """Implements ``ports.Gpus`` with what NVML says; every call asks anew."""
 
     def __init__(self, nvml: Any = None) -> None:
         """``nvml`` stands in for the module ``pynvml``; without it that is imported at the first call."""

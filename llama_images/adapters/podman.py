@@ -160,8 +160,15 @@ class PodmanEngine:
         with self._container(request.image, self._create_options(request), list(request.arguments)) as name:
             argv = ["start", "--attach", *(["--interactive"] if request.stdin is not None else []), name]
             started = time.monotonic()
+            interrupts: list[float] = []
+
+            def watch(line: str) -> None:
+                if request.interrupt_on is not None and request.interrupt_on in line and not interrupts:
+                    interrupts.append(time.monotonic() - started)
+                    self._podman(["kill", "--signal", "INT", name])
+
             try:
-                finished = self._podman(argv, stdin=request.stdin, timeout=request.timeout)
+                finished = self._podman(argv, stdin=request.stdin, timeout=request.timeout, on_line=watch)
             except OutsideError as error:
                 if self._state(name).get("Running"):
                     raise OutsideError(
@@ -175,7 +182,11 @@ class PodmanEngine:
         if str(state.get("Status")) not in ("exited", "stopped"):
             raise _container_error(f"start {request.image}", finished)
         return RunResult(
-            exit_code=int(state["ExitCode"]), stdout=finished.stdout, stderr=finished.stderr, seconds=seconds
+            exit_code=int(state["ExitCode"]),
+            stdout=finished.stdout,
+            stderr=finished.stderr,
+            seconds=seconds,
+            interrupted_after=interrupts[0] if interrupts else None,
         )
 
     def _create_options(self, request: RunRequest) -> list[str]:
@@ -190,6 +201,8 @@ class PodmanEngine:
             options += ["--user", request.user]
         if request.stdin is not None:
             options.append("--interactive")
+        if request.init:
+            options.append("--init")
         if request.entrypoint is not None:
             options += ["--entrypoint", json.dumps(list(request.entrypoint))]
         for key, value in request.environment.items():

@@ -572,6 +572,38 @@ def test_missing_mount(docker_engine: DockerEngine, docker_base: str, tmp_path: 
 
 
 @pytest.mark.engine
+@pytest.mark.usefixtures("nothing_left")
+def test_an_interrupt_reaches_a_program_behind_the_engines_init(
+    docker_engine: DockerEngine, docker_base: str
+) -> None:
+    words = ("sh", "-c", "echo ready >&2; exec sleep 30")
+    result = docker_engine.run(
+        RunRequest(image=docker_base, arguments=words, init=True, interrupt_on="ready", timeout=20)
+    )
+    assert result.exit_code == 130
+    assert result.interrupted_after is not None
+    assert result.seconds - result.interrupted_after < 5
+
+
+@pytest.mark.engine
+@pytest.mark.usefixtures("nothing_left")
+def test_process_1_without_a_handler_never_sees_an_interrupt(
+    docker_engine: DockerEngine, docker_base: str
+) -> None:
+    """Why ``--init`` is in every ``docker run`` of the documents."""
+    words = ("sh", "-c", "echo ready >&2; exec sleep 30")
+    with pytest.raises(OutsideError, match="did not end within 3 seconds"):
+        docker_engine.run(RunRequest(image=docker_base, arguments=words, interrupt_on="ready", timeout=3))
+
+
+@pytest.mark.engine
+@pytest.mark.usefixtures("nothing_left")
+def test_text_that_never_comes_interrupts_nothing(docker_engine: DockerEngine, docker_base: str) -> None:
+    result = docker_engine.run(RunRequest(image=docker_base, arguments=("true",), interrupt_on="ready"))
+    assert (result.exit_code, result.interrupted_after) == (0, None)
+
+
+@pytest.mark.engine
 def test_interrupt_removes_the_container(docker_engine: DockerEngine, docker_base: str) -> None:
     before = containers()
     program = textwrap.dedent(

@@ -8,8 +8,9 @@ from typing import Any
 import pynvml
 import pytest
 
-from llama_images.adapters.gpus import Gpu, NvidiaGpus
+from llama_images.adapters.gpus import NvidiaGpus
 from llama_images.errors import OutsideError
+from llama_images.ports import Gpu
 
 RTX_5090 = {
     "name": "NVIDIA GeForce RTX 5090",

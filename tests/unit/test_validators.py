@@ -164,7 +164,7 @@ def test_real_nan_shows_in_the_sum_and_the_count_alone() -> None:
 
 def test_a_host_run_is_no_device_run() -> None:
     found = failed(judge(read("host.mixed"), SC))
-    assert found["device path"] == "gpu_sampling=off"
+    assert found["device path"].startswith("gpu_sampling=off; the CLI says: gpu sample reduce off")
     assert found["DG_SC_CHECK lines"] == "no DG_SC_CHECK line at all"
 
 
@@ -254,3 +254,42 @@ def test_any_difference_fails(value: float, name: str, step: int) -> None:
     altered = before + start + rest.replace(f"{name}=0".encode(), f"{name}={value:.6g}".encode(), 1)
     found = failed(judge(parse_run(altered), SC))
     assert name in found["DG_SC_CHECK values"]
+
+
+def test_a_run_on_two_devices_passes_both() -> None:
+    run = read("patched-2gpu-validators.log")
+    assert failed(judge(run, BOTH)) == {}
+    assert (len(run.sc_checks), len(run.devsample_checks)) == (12, 12)
+
+
+def test_stock_on_two_devices_fails_and_gives_its_own_reasons() -> None:
+    found = failed(judge(read("stock-2gpu-short.log"), BOTH))
+    assert set(found) == {
+        "device path",
+        "DG_SC_CHECK lines",
+        "DG_SC_CHECK values",
+        "DG_DEVSAMPLE_CHECK lines",
+        "DG_DEVSAMPLE_CHECK values",
+    }
+    assert found["device path"].startswith(
+        "gpu_sampling=off, sample_reduce=off; the CLI says: kv cache auto-off"
+    )
+
+
+def test_a_sampler_that_reads_the_wrong_row_is_found() -> None:
+    found = failed(judge(read("broken-pointer-2gpu.log"), BOTH))
+    assert set(found) == {"DG_DEVSAMPLE_CHECK values"}
+    assert "amax_mismatch=238/256" in found["DG_DEVSAMPLE_CHECK values"]
+
+
+@pytest.mark.parametrize(
+    "warning",
+    [
+        b"DG_SC_CHECK: not run: 6 of 6 steps without device-resident self-conditioning",
+        b"f: no memory for device-resident self-conditioning; uploading the logits on every step",
+    ],
+)
+def test_a_warning_that_a_validator_did_not_run_fails_the_device_path(warning: bytes) -> None:
+    stderr, stdout = (RUNS / "good.stderr").read_bytes(), (RUNS / "good.stdout").read_bytes()
+    found = failed(judge(parse_run(stderr + b"0.01.000.000 W " + warning + b"\n", stdout), SC))
+    assert set(found) == {"device path"}
