@@ -36,6 +36,7 @@ from llama_images.matrix_types import (
     HardwareThresholds,
     ImageRef,
     Matrix,
+    Model,
     RelativeThresholds,
     Source,
     Thresholds,
@@ -58,6 +59,7 @@ __all__ = [
     "HardwareThresholds",
     "ImageRef",
     "Matrix",
+    "Model",
     "Platform",
     "RelativeThresholds",
     "Source",
@@ -82,6 +84,7 @@ _ROWS: Final[Mapping[str, type[BaseModel]]] = {
     "bases": Base,
     "toolkits": Toolkit,
     "architectures": Architecture,
+    "models": Model,
 }
 """The sections whose rows are keyed by name; the name is copied into the row."""
 
@@ -140,7 +143,13 @@ def json_schema() -> str:
     schema = Matrix.model_json_schema(mode="validation")
     for definition in (schema, *schema["$defs"].values()):
         _as_in_file(definition)
-    for row, names in (("Source", NAME), ("Base", NAME), ("Toolkit", NAME), ("Architecture", ARCHITECTURE)):
+    for row, names in (
+        ("Source", NAME),
+        ("Base", NAME),
+        ("Toolkit", NAME),
+        ("Architecture", ARCHITECTURE),
+        ("Model", NAME),
+    ):
         for section in schema["properties"].values():
             values = section.get("additionalProperties")
             if isinstance(values, dict) and values.get("$ref") == f"#/$defs/{row}":
@@ -250,6 +259,7 @@ def _draft(data: object, whole: Matrix | None) -> matrix_rules.Draft:
             cpu_variants=whole.cpu_variants,
             architectures=whole.architectures,
             thresholds=whole.thresholds,
+            models=whole.models,
             names={section: tuple(getattr(whole, section)) for section in _ROWS},
             complete=True,
         )
@@ -273,6 +283,7 @@ def _draft(data: object, whole: Matrix | None) -> matrix_rules.Draft:
         cpu_variants={},
         architectures=sound["architectures"],
         thresholds=_sound(Thresholds, top.get("thresholds")),
+        models=sound["models"],
         names=names,
         complete=False,
     )

@@ -103,6 +103,11 @@ VARIANT: Final = r"[a-z][a-z0-9]*([._][a-z0-9]+)*"
 ARCHITECTURE: Final = r"cpu|portable|[1-9][0-9]{1,2}"
 SASS: Final = r"[1-9][0-9]{1,2}[af]?"
 PTX: Final = r"[1-9][0-9]{1,2}"
+# The hub's own rules for the two parts of a repository's name, less names of one part.
+HUB_REPOSITORY: Final = (
+    r"[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?/[A-Za-z0-9_]([A-Za-z0-9._-]*[A-Za-z0-9_])?"
+)
+HUB_FILE: Final = r"([A-Za-z0-9_][A-Za-z0-9._-]*/)*[A-Za-z0-9_][A-Za-z0-9._-]*\.gguf"
 # Goes into labels, tables and Dockerfile lines: no quote, back quote, $ or backslash; line ends can't occur
 # in YAML scalars that were checked for printable characters.
 PLAIN: Final = r"[^\s\"'`$\\]([^\"'`$\\]*[^\s\"'`$\\])?"
@@ -139,6 +144,16 @@ Ref = Annotated[
     schema_pattern(REF),
 ]
 Sha256 = Annotated[str, shaped(HEX64, "a hash is 64 lower-case hex digits"), schema_pattern(HEX64)]
+HubRepository = Annotated[
+    str,
+    shaped(HUB_REPOSITORY, "a repository of the hub is OWNER/NAME"),
+    schema_pattern(HUB_REPOSITORY),
+]
+HubFile = Annotated[
+    str,
+    shaped(HUB_FILE, "a model is the path of a .gguf file in its repository"),
+    schema_pattern(HUB_FILE),
+]
 Package = Annotated[
     str,
     shaped(PACKAGE, "a package name is lower-case letters, digits, plus, minus and dots"),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from llama_images.located_yaml import KeyPath, did_you_mean, listed
-from llama_images.matrix_types import Architecture, Base, Defaults, Source, Thresholds, Toolkit, Wheel
+from llama_images.matrix_types import Architecture, Base, Defaults, Model, Source, Thresholds, Toolkit, Wheel
 from llama_images.platforms import Platform
 
 Report = Callable[[KeyPath, str], None]
@@ -57,6 +57,7 @@ class Draft:
     cpu_variants: Mapping[Platform, tuple[str, ...]]
     architectures: Mapping[str, Architecture]
     thresholds: Thresholds | None
+    models: Mapping[str, Model]
     names: Mapping[str, tuple[str, ...]]
     """Names of every row of a section, unsound ones too; a section of the wrong form is left out."""
     complete: bool
@@ -78,6 +79,8 @@ def check(draft: Draft, report: Report, *, series: Collection[str] | None) -> No
         _architecture(draft, row, report)
     if draft.thresholds is not None:
         _thresholds(draft.thresholds, report)
+    for model in draft.models.values():
+        _model(model, report)
     if draft.complete:
         _wheels_by_platform(draft, report)
         _cpu_variants(draft, report)
@@ -92,6 +95,8 @@ def _defaults(draft: Draft, report: Report) -> None:
         ("flavor", draft.flavors),
     ):
         _known(getattr(draft.defaults, key), options, ("defaults", key), key, report)
+    if draft.defaults.model is not None:
+        _known(draft.defaults.model, draft.names.get("models"), ("defaults", "model"), "model", report)
 
 
 def _known(found: str, options: Collection[str] | None, path: KeyPath, what: str, report: Report) -> bool:
@@ -124,6 +129,15 @@ def _base(draft: Draft, base: Base, report: Report) -> None:
     # Both become parts of a tag: sm120-nvidia-stock.
     if base.name in ("patched", "stock") or base.name in draft.names.get("sources", ()):
         report(path, f'"{base.name}" is the name of a flavor or source too; tags could not tell them apart')
+
+
+def _model(model: Model, report: Report) -> None:
+    """A hash without its revision goes wrong when the branch moves; a revision without one proves nothing."""
+    for key, other in (("revision", "sha256"), ("sha256", "revision")):
+        if getattr(model, key) is None and getattr(model, other) is not None:
+            report(
+                ("models", model.name, key), "missing; revision and sha256 are pinned together, or neither"
+            )
 
 
 def _one_bootstrap(draft: Draft, report: Report) -> None:

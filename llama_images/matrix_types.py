@@ -16,8 +16,11 @@ from llama_images.matrix_fields import (
     Family,
     Flavor,
     Frozen,
+    FrozenMapping,
     Gibibytes,
     GpuCount,
+    HubFile,
+    HubRepository,
     ImageName,
     Milliseconds,
     Name,
@@ -201,12 +204,23 @@ class Thresholds(_Row):
     hardware: tuple[HardwareThresholds, ...] = Field(description="for GPUs of which figures are known")
 
 
+class Model(_Row):
+    """A model file of the hub; without revision and hash it is unpinned."""
+
+    name: Name = Field(description="the model's name", json_schema_extra=INJECTED)
+    repository: HubRepository = Field(description="the repository on the hub, OWNER/NAME")
+    file: HubFile = Field(description="the file's path in that repository")
+    revision: Commit | None = Field(default=None, description="the repository's commit, 40 hex digits")
+    sha256: Sha256 | None = Field(default=None, description="the file's SHA-256 at that commit")
+
+
 class Defaults(_Row):
     """What a command takes where it is told nothing else."""
 
     source: str = Field(description="the source that is built by default")
     base: str = Field(description="the base that is built on by default")
     flavor: Flavor = Field(description="the flavor that is built by default")
+    model: str | None = Field(default=None, description="the model that is fetched by default")
 
 
 class Matrix(_Row):
@@ -227,6 +241,9 @@ class Matrix(_Row):
     ] = Field(min_length=1, description="CPU backends of an image, for each platform")
     architectures: Frozen[str, Architecture] = Field(min_length=1, description="rows of images by name")
     thresholds: Thresholds = Field(description="what a step may take, for the tests on GPUs")
+    models: Frozen[str, Model] = Field(
+        default_factory=lambda: FrozenMapping({}), description="models of the hub by name"
+    )
 
     def bases_for(self, architecture: Architecture) -> tuple[str, ...]:
         """Names of the bases that can make this architecture, in the file's order.

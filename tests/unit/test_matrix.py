@@ -40,7 +40,7 @@ def test_the_projects_own_matrix_is_sound() -> None:
 
 
 def test_rows_know_their_names_and_keep_the_order_of_the_file(matrix: Matrix) -> None:
-    for section in (matrix.sources, matrix.bases, matrix.toolkits, matrix.architectures):
+    for section in (matrix.sources, matrix.bases, matrix.toolkits, matrix.architectures, matrix.models):
         assert [row.name for row in section.values()] == list(section)
     assert list(matrix.architectures)[:3] == ["cpu", "70", "75"]
     assert list(matrix.architectures)[-1] == "portable"
@@ -84,6 +84,14 @@ def test_bases_that_can_make_an_architecture(matrix: Matrix) -> None:
     assert able["70"] == ("nvidia",)
     assert able["120"] == ("debian", "nvidia")
     assert able["portable"] == ("debian", "nvidia")
+
+
+def test_a_model_may_be_unpinned_and_a_matrix_without_models() -> None:
+    unpinned = EXAMPLE[: EXAMPLE.index("    revision:")]
+    model = parse_matrix(unpinned, name="matrix.yaml").models["gemma-q4"]
+    assert (model.revision, model.sha256) == (None, None)
+    bare = EXAMPLE[: EXAMPLE.index("models:")].replace("  model: gemma-q4\n", "")
+    assert dict(parse_matrix(bare, name="matrix.yaml").models) == {}
 
 
 def test_an_image_without_digest_is_named_alone() -> None:
@@ -285,6 +293,9 @@ def test_both_matrices_follow_the_schema() -> None:
         ("suite: bookworm", "suite:"),
         ("[A100,", "[A$100,"),
         ("flavors:", "flavours: 1\nflavors:"),
+        ("  gemma-q4:", "  Gemma:"),
+        ("repository: owner/", "repository: "),
+        ("Q4_K_M.gguf", "Q4_K_M"),
     ],
 )
 def test_the_schema_refuses_what_the_reader_refuses(old: str, new: str) -> None:

@@ -165,6 +165,7 @@ def test_every_key_is_needed_or_has_a_rule(path: tuple[Any, ...]) -> None:
         ("bases", "nvidia", "packages"),
         ("toolkits", "cuda-13.0", "images"),
         ("toolkits", "cuda-13.0", "wheels"),
+        ("defaults", "model"),
     ]
     assert isinstance(result, Matrix) == smaller
 

@@ -854,6 +854,43 @@ BROKEN = [
         "architectures.portable.family",
         "no fam",
     ),
+    # Models.
+    b("a model nobody lists", "  model: gemma-q4", "  model: gemma-q5", "gemma-q5", "defaults.model", "mean"),
+    b(
+        "a repository of one word",
+        "owner/Gemma-26B-GGUF",
+        "Gemma",
+        "Gemma",
+        "gemma-q4.repository",
+        "OWNER/NAME",
+    ),
+    b("an address as repository", "owner/Gem", "https://h/Gem", "https", "gemma-q4.repository", "OWNER/NAME"),
+    b("a file that is no model", "Q4_K_M.gguf", "Q4_K_M.bin", "Q4_K_M.bin", "gemma-q4.file", ".gguf"),
+    b("a file above the repository", "file: Gem", "file: ../Gem", "../Gem", "gemma-q4.file", ".gguf"),
+    b(
+        "a branch as revision",
+        "revision: 5f3c0b1a9e8d7c6b5a4938271605f4e3d2c1b0a9",
+        "revision: main",
+        "main",
+        "gemma-q4.revision",
+        "40",
+    ),
+    b(
+        "a hash without revision",
+        "    revision: 5f3c0b1a9e8d7c6b5a4938271605f4e3d2c1b0a9\n",
+        "",
+        "",
+        "gemma-q4.revision",
+        "together",
+    ),
+    b(
+        "a revision without hash",
+        "    sha256: 2c26b46b68ffc68ff99b453c1d30413413422d706483bfa0f98a5e886266e7ae\n",
+        "",
+        "",
+        "gemma-q4.sha256",
+        "together",
+    ),
 ]
 
 
