@@ -29,6 +29,7 @@ from llama_images.adapters.engines import choose_engine
 from llama_images.adapters.git import GitSourceTree
 from llama_images.adapters.git_program import Git
 from llama_images.adapters.gpus import NvidiaGpus
+from llama_images.adapters.hub import HuggingFaceHub
 from llama_images.adapters.patch_files import PatchFolders, load_series
 from llama_images.adapters.process import SystemPrograms
 from llama_images.adapters.registry import LocalRegistry, RegistryClient
@@ -38,6 +39,7 @@ from llama_images.adapters.series_work import GitSeriesWork
 from llama_images.adapters.upstreams import PublicUpstreams
 from llama_images.errors import CheckFailed, LlamaImagesError, UsageError
 from llama_images.matrix import Source, load_matrix
+from llama_images.models import choose_model
 from llama_images.plan import Plan, choose, choose_platform, make_plan
 from llama_images.platforms import platform_of
 from llama_images.ports import Engine
@@ -48,6 +50,7 @@ from llama_images.workflows.build import Built, build_all, ensure_base
 from llama_images.workflows.checks import run_checks
 from llama_images.workflows.demo import DemoLog
 from llama_images.workflows.demo import demo as run_demo
+from llama_images.workflows.fetch import fetch_model
 from llama_images.workflows.pins import update_pins
 from llama_images.workflows.series import (
     check_series,
@@ -547,6 +550,47 @@ def synthetic(c: Context, out: str, size: str = "tiny", seed: str = "1") -> None
     reporter.line(f"{info.path}: {info.bytes} bytes, sha256 {info.sha256}")
 
 
+@task(
+    help={
+        "model": "a model of the matrix; its default one otherwise",
+        "out": "the file to write, or an existing folder; the cache's models folder otherwise",
+        "repo": "OWNER/NAME on the hub, in place of the matrix's",
+        "file": "path of the file in the repository",
+        "revision": "a commit, branch or tag of the repository",
+        "sha256": "what the file must hash to",
+    }
+)
+@_command
+def fetch(
+    c: Context,
+    model: str = "",
+    out: str = "",
+    repo: str = "",
+    file: str = "",
+    revision: str = "",
+    sha256: str = "",
+) -> None:
+    """Bring a model from the Hugging Face Hub, go on where it stopped, check its hash; print its path."""
+    shop = _workshop()
+    wanted = choose_model(
+        shop.matrix,
+        model=model or None,
+        repository=repo or None,
+        file=file or None,
+        revision=revision or None,
+        sha256=sha256 or None,
+    )
+    target = Path(out).expanduser().absolute() if out else shop.cache / "models" / wanted.name
+    fetched = fetch_model(HuggingFaceHub(), shop.reporter, wanted, target)
+    shop.reporter.line(f"{fetched.path}: {fetched.size_bytes} bytes, sha256 {fetched.sha256}")
+    if not fetched.pinned:
+        shop.reporter.warn(
+            f"{wanted.file} of {wanted.repository} is unpinned; to pin what came now: "
+            f"--revision {fetched.commit} --sha256 {fetched.sha256}"
+        )
+    print(fetched.path)
+
+
 def _tiny_model(shop: Workshop) -> Path:
     folder = shop.cache / "models"
     folder.mkdir(parents=True, exist_ok=True)
@@ -590,7 +634,7 @@ def _namespace() -> Collection:
     top.add_collection(
         Collection("patches", patches_list, patches_check, patches_status, patches_rebase, patches_export)
     )
-    top.add_collection(Collection("model", synthetic))
+    top.add_collection(Collection("model", synthetic, fetch))
     top.add_collection(Collection("pins", pins_update))
     return top
 

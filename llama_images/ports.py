@@ -330,3 +330,33 @@ class RegistryServer(Protocol):
     def url(self) -> str: ...
     def __enter__(self) -> RegistryServer: ...
     def __exit__(self, kind: Any, error: Any, trace: Any, /) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HubFile:
+    """A file as the hub describes it, before any of it is read."""
+
+    repository: str
+    file: str
+    commit: str
+    """The commit that the revision names now."""
+    size_bytes: int
+    sha256: str | None
+    """Of the whole file; None where the hub tells none, as for files that it keeps in git itself."""
+
+
+class ModelHub(Protocol):
+    """A hub of models that are files in repositories."""
+
+    def find(self, repository: str, file: str, revision: str) -> HubFile:
+        """Ask about a file.
+
+        Raises OutsideError where the hub can't be reached, refuses, or has no such file.
+        """
+
+    def download(self, file: HubFile, part: Path, on_progress: Callable[[int], None]) -> None:
+        """Append to ``part`` what it lacks of the file.
+
+        ``on_progress`` gets the bytes that are there. Raises OutsideError where the hub fails for good or the
+        disk is full; what has arrived stays in ``part``, also on Ctrl-C.
+        """
