@@ -14,6 +14,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from json import dumps
 from pathlib import Path
 from typing import Any
@@ -26,26 +27,44 @@ from invoke.tasks import task
 from llama_images import tables
 from llama_images.adapters.compile_folder import CompileFolders
 from llama_images.adapters.engines import choose_engine
+from llama_images.adapters.figures import MatplotlibArtist
 from llama_images.adapters.git import GitSourceTree
 from llama_images.adapters.git_program import Git
 from llama_images.adapters.gpus import NvidiaGpus
 from llama_images.adapters.hub import HuggingFaceHub
+from llama_images.adapters.machine import processor
 from llama_images.adapters.patch_files import PatchFolders, load_series
 from llama_images.adapters.process import SystemPrograms
+from llama_images.adapters.programs import BareProgram, ImageProgram
 from llama_images.adapters.registry import LocalRegistry, RegistryClient
 from llama_images.adapters.reporter import ConsoleReporter
 from llama_images.adapters.series_trees import GitSeriesTrees
 from llama_images.adapters.series_work import GitSeriesWork
 from llama_images.adapters.upstreams import PublicUpstreams
+from llama_images.bench import Hardware
 from llama_images.errors import CheckFailed, LlamaImagesError, UsageError
-from llama_images.matrix import Source, load_matrix
+from llama_images.matrix import FLAVORS, Source, load_matrix
 from llama_images.models import choose_model
 from llama_images.plan import Plan, choose, choose_platform, make_plan
 from llama_images.platforms import platform_of
 from llama_images.ports import Engine
 from llama_images.render import drift, drifted_paths, series_of
-from llama_images.selection import local_reference, make_target
+from llama_images.selection import Target, local_reference, make_target
 from llama_images.synthetic import write_model
+from llama_images.workflows.bench import (
+    HOST,
+    BenchRequest,
+    both_flavors,
+    described,
+    host_beds,
+    image_beds,
+    measure,
+    page_template,
+    places_of,
+    read_document,
+    workloads_of,
+    write_results,
+)
 from llama_images.workflows.build import Built, build_all, ensure_base
 from llama_images.workflows.checks import run_checks
 from llama_images.workflows.demo import DemoLog
@@ -591,6 +610,101 @@ def fetch(
     print(fetched.path)
 
 
+@task(
+    iterable=["gpus", "workload"],
+    help={
+        "arch": "as for build: whose images are measured; not with --engine host",
+        "base": _SELECT_HELP["base"],
+        "engine": "docker, podman, or host for bare programs: --binary and --stock-binary",
+        "binary": "llama-diffusion-cli with the series, for --engine host",
+        "stock_binary": "the same without the series",
+        "gpus": "how many; repeatable; 1 and 2 by default where they are there, 0 for a CPU",
+        "workload": "short or long; repeatable; both by default",
+        "rounds": "how often each is run",
+        "model": "a GGUF file; the tiny synthetic one by default on a CPU",
+        "out": "folder for the results; a new one in the cache by default",
+        "steps": "most denoising steps of a block",
+        "note": "a sentence for the page, such as what is special about the machine",
+        "from_json": "draw the page and the picture again from this bench.json; nothing is run",
+    },
+)
+@_command
+def bench(
+    c: Context,
+    gpus: list[str],
+    workload: list[str],
+    arch: str = "",
+    base: str = "",
+    engine: str = "",
+    binary: str = "",
+    stock_binary: str = "",
+    rounds: int = 3,
+    model: str = "",
+    out: str = "",
+    steps: int = 12,
+    seed: int = 1,
+    note: str = "",
+    from_json: str = "",
+) -> None:
+    """Time stock against patched, in turns: a table, a JSON document, a page and a picture."""
+    shop = _workshop()
+    if from_json:
+        result = read_document(Path(from_json))
+        folder = Path(out or Path(from_json).parent).expanduser().absolute()
+    else:
+        now = datetime.now(UTC)
+        folder = Path(out or shop.cache / "bench" / f"{now:%Y%m%dT%H%M%SZ}").expanduser().absolute()
+        present = NvidiaGpus().gpus()
+        chosen = None if engine == HOST else _engine(shop, engine or None)
+        targets: Sequence[Target] = ()
+        if chosen is not None:
+            platform = chosen.info().platform
+            targets = both_flavors(
+                _plan_for(shop, [arch] if arch else [], list(FLAVORS), base or None, platform)
+            )
+        request = BenchRequest(
+            places=places_of(gpus, present=len(present), targets=targets),
+            workloads=workloads_of(workload),
+            rounds=rounds,
+            seed=seed,
+            max_steps=steps,
+            note=note,
+            taken_at=f"{now:%Y-%m-%dT%H:%M:%SZ}",
+            hardware=Hardware(
+                gpus=tuple(described(gpu) for gpu in present),
+                driver=NvidiaGpus().driver_version(),
+                processor=processor(),
+                engine=HOST if chosen is None else f"{chosen.info().name} {chosen.info().version}",
+            ),
+            folder=folder,
+        )
+        file = Path(model).expanduser().absolute() if model else _bench_model(shop, request.places)
+        beds = (
+            host_beds(
+                shop.reporter,
+                stock=stock_binary,
+                patched=binary,
+                program=lambda path: BareProgram(shop.programs, path),
+            )
+            if chosen is None
+            else image_beds(shop, chosen, targets, functools.partial(ImageProgram, chosen))
+        )
+        result = measure(beds, file, request, shop.reporter)
+    artist = MatplotlibArtist(shop.cache / "matplotlib")
+    files = write_results(result, folder, artist=artist, template=page_template(shop.root))
+    shop.reporter.line(f"{files.document}, {files.picture.name}, {files.page.name}")
+    print(tables.bench_table(result))
+
+
+def _bench_model(shop: Workshop, places: Sequence[int]) -> Path:
+    if any(places):
+        raise UsageError(
+            "no --model given",
+            hint="invoke model.fetch brings the real one; invoke model.synthetic --size full makes one",
+        )
+    return _tiny_model(shop)
+
+
 def _tiny_model(shop: Workshop) -> Path:
     folder = shop.cache / "models"
     folder.mkdir(parents=True, exist_ok=True)
@@ -630,7 +744,7 @@ def check(c: Context, fix: bool = False) -> None:
 
 
 def _namespace() -> Collection:
-    top = Collection(matrix_task, plan, render, source, base, build, smoke_task, layers, demo, check)
+    top = Collection(matrix_task, plan, render, source, base, build, smoke_task, bench, layers, demo, check)
     top.add_collection(
         Collection("patches", patches_list, patches_check, patches_status, patches_rebase, patches_export)
     )

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from llama_images.bench_chart import Chart
     from llama_images.buildlog import BuildSummary
     from llama_images.matrix import Source
     from llama_images.patch_series import PatchSeries
@@ -360,3 +361,19 @@ class ModelHub(Protocol):
         ``on_progress`` gets the bytes that are there. Raises OutsideError where the hub fails for good or the
         disk is full; what has arrived stays in ``part``, also on Ctrl-C.
         """
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Drawing:
+    """A picture, twice."""
+
+    svg: str
+    """An ``svg`` element to stand in a page; its colours are variables that the page may set."""
+    png: bytes
+    """On white."""
+
+
+class Artist(Protocol):
+    """Draws charts."""
+
+    def draw(self, chart: Chart) -> Drawing: ...

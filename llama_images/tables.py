@@ -6,6 +6,8 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from llama_images.bench import Bench
+from llama_images.bench_rows import COLUMN_HEADS, COLUMNS, ratio_rows_of, rows_of
 from llama_images.matrix import Matrix, Source
 from llama_images.patch_series import PatchSeries
 from llama_images.plan import unpinned
@@ -312,3 +314,25 @@ def demo_result(result: DemoResult) -> str:
         for one in run.sc_checks
     ]
     return "\n".join(lines)
+
+
+def bench_table(bench: Bench) -> str:
+    """Medians of every configuration and flavor, their ratios, and those round by round; 80 columns."""
+    rounds = f"{bench.rounds} round{'' if bench.rounds == 1 else 's'}"
+    rows: list[list[str]] = []
+    shown = ""
+    for row in rows_of(bench):
+        title = row.configuration if row.configuration != shown else ""
+        shown = row.configuration
+        rows.append([title, row.flavor, *(cell.text for cell in row.cells)])
+    text = f"medians of {rounds}: step and gap in ms, of the first and last block; turn in s\n\n"
+    head = ("configuration", "build", *(COLUMN_HEADS[column] for column in COLUMNS))
+    text += table(head, rows, right=(2, 3, 4, 5, 6), width=80)
+    found = ratio_rows_of(bench)
+    if bench.rounds > 1 and found:
+        text += "\n\n" + table(
+            ("configuration", "ratio", "of", "round by round"),
+            [[row.configuration, row.flavor, row.quantity, "  ".join(row.rounds)] for row in found],
+            width=80,
+        )
+    return text

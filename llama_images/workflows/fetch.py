@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import time
 from collections.abc import Callable
@@ -14,11 +13,10 @@ from llama_images.errors import CheckFailed, OutsideError, UsageError
 from llama_images.models import WantedModel
 from llama_images.ports import Activity, HubFile, ModelHub, Reporter
 from llama_images.words import duration
+from llama_images.workflows.files import sha256_of
 
 _SPARE_BYTES: Final = 64 << 20
 """Room that is left on the disk beside the file."""
-
-_BLOCK: Final = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -48,7 +46,7 @@ def fetch_model(
     """
     if target.is_dir():
         target /= wanted.name
-    there = _digest(target, reporter) if target.exists() else None
+    there = sha256_of(target, reporter) if target.exists() else None
     if there is not None and there == wanted.sha256:
         reporter.line(f"{target} is there already, and its sha256 is the wanted one")
         return Fetched(path=target, size_bytes=target.stat().st_size, sha256=there, commit=None, pinned=True)
@@ -68,7 +66,7 @@ def fetch_model(
     with reporter.activity(f"fetch {wanted.name}") as activity:
         _make_sure_of_room(part, found)
         hub.download(found, part, _progress(activity, part.stat().st_size, found.size_bytes))
-    sha256 = _digest(part, reporter)
+    sha256 = sha256_of(part, reporter)
     right = wanted.sha256 or found.sha256
     if right is not None and sha256 != right:
         part.unlink()
@@ -124,16 +122,3 @@ def _progress(activity: Activity, had: int, total: int) -> Callable[[int], None]
         activity.update(text)
 
     return show
-
-
-def _digest(path: Path, reporter: Reporter) -> str:
-    """SHA-256 of a file, as hex digits."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file, reporter.activity(f"sha256 of {path.name}") as activity:
-        total, done = path.stat().st_size, 0
-        while block := file.read(_BLOCK):
-            digest.update(block)
-            done += len(block)
-            if done % (_BLOCK << 8) == 0:
-                activity.update(f"{done / 1e9:.1f} of {total / 1e9:.1f} GB")
-    return digest.hexdigest()
