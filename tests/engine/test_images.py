@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import os
@@ -17,12 +18,15 @@ from llama_images.adapters.engines import choose_engine
 from llama_images.adapters.git import GitSourceTree
 from llama_images.adapters.patch_files import load_series
 from llama_images.adapters.process import SystemPrograms
+from llama_images.adapters.programs import ImageProgram
 from llama_images.adapters.reporter import ConsoleReporter
+from llama_images.bench import Hardware, from_json
 from llama_images.errors import CheckFailed
 from llama_images.matrix import load_matrix
 from llama_images.plan import choose, make_plan
 from llama_images.ports import Engine
 from llama_images.synthetic import write_model
+from llama_images.workflows.bench import BenchRequest, image_beds, measure, places_of
 from llama_images.workflows.build import Built, build_all
 from llama_images.workflows.smoke import smoke
 from llama_images.workflows.workshop import Workshop
@@ -142,6 +146,39 @@ def test_an_image_that_was_never_built_is_named(shop: Workshop, engine: Engine, 
     (target,) = choose(shop.matrix, ["90"], flavors=["stock"], platform=platform, native=tuple).targets
     with pytest.raises(CheckFailed, match=f"there is no image {selection.IMAGE}:sm90-stock"):
         smoke(shop, engine, target, model)
+
+
+def test_a_bench_runs_both_flavors_in_their_images(
+    shop: Workshop, engine: Engine, built: dict[str, Built], model: Path, tmp_path: Path
+) -> None:
+    targets = (built["stock"].target, built["patched"].target)
+    request = BenchRequest(
+        places=places_of((), present=0, targets=targets),
+        workloads=("short",),
+        rounds=1,
+        seed=1,
+        max_steps=4,
+        note="",
+        taken_at="2026-01-02T03:04:05Z",
+        hardware=Hardware(gpus=(), driver=None, processor="a CPU", engine="an engine"),
+        folder=tmp_path / "out",
+    )
+    beds = image_beds(shop, engine, targets, functools.partial(ImageProgram, engine))
+    bench = measure(beds, model, request, shop.reporter)
+    assert [one.flavor for one in bench.measurements] == ["stock", "patched"]
+    assert [build.digest for build in bench.builds] == [built[name].image.id for name in bench.flavors]
+    assert [build.series is None for build in bench.builds] == [True, False]
+    (configuration,) = bench.configurations
+    assert (configuration.id, configuration.canvas) == ("cpu-short", 64)
+    for one in bench.measurements:
+        assert [len(block.steps_ms) for block in one.times.blocks] == [3], (
+            "four steps, the first ends the gap"
+        )
+        assert min(one.times.blocks[0].steps_ms) > 0
+        assert one.times.turn_ms is not None
+        assert one.command[1] == "run"
+        assert f"/models/{model.name}" in one.command
+    assert from_json((tmp_path / "out" / "bench.json").read_bytes(), name="bench.json") == bench
 
 
 def test_stock_and_patched_differ_only_where_they_should(
