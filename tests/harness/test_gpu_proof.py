@@ -1,0 +1,228 @@
+"""The proof's scripts as they are called on a machine with GPUs.
+
+The binaries are stand-ins that print what real ones printed on an NVIDIA H100: this is about the scripts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PROOF = ROOT / "tests" / "gpu" / "proof"
+LOGS = ROOT / "tests" / "unit" / "data" / "proof"
+
+
+def call(*argv: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(word) for word in argv],
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"} | environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def assert_refused(done: subprocess.CompletedProcess[str], error: str, *, code: int = 2) -> None:
+    assert (done.returncode, done.stdout) == (code, ""), done.stderr
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.startswith("proof: ")
+    assert error in done.stderr
+
+
+def stand_in(folder: Path, name: str, script: str) -> None:
+    folder.mkdir(exist_ok=True)
+    path = folder / name
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+def replay(folder: Path, **logs: str) -> None:
+    for name, log in logs.items():
+        stand_in(folder, name.replace("_", "-"), f"exec cat '{LOGS / log}.log'")
+
+
+def proof(tmp_path: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """``proof.py`` on the stand-ins in ``bin``, with this interpreter and the checkout for a writer."""
+    model = tmp_path / "full.gguf"
+    model.touch()
+    model.with_name("ties.gguf").touch()
+    folders = ("--bin", tmp_path / "bin", "--out", tmp_path / "out", "--scratch", tmp_path / "scratch")
+    return call(
+        sys.executable, PROOF / "proof.py", *folders, "--model", model, *options, PYTHONPATH=str(ROOT)
+    )
+
+
+def verdicts(tmp_path: Path) -> dict[str, bool]:
+    found = json.loads((tmp_path / "out" / "summary.json").read_text())["verdicts"]
+    return {name: verdict["ok"] for name, verdict in found.items()}
+
+
+def test_good_runs_pass_and_what_is_broken_is_found(tmp_path: Path) -> None:
+    replay(
+        tmp_path / "bin",
+        patched="validate-short-1gpu",
+        stock="ties-stock-1gpu",
+        broken_copy="broken-copy",
+        broken_pointer="broken-pointer",
+    )
+    done = proof(tmp_path, "--parts", "validate,ties")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1] == "0 failed: -"
+    assert all(verdicts(tmp_path).values())
+    assert len(verdicts(tmp_path)) == 4 + 3
+    done = proof(tmp_path, "--parts", "negative")
+    assert done.returncode == 1
+    assert verdicts(tmp_path) == {
+        "negative-broken-copy": True,
+        "negative-broken-pointer": True,
+        "negative-broken-kv": False,  # no binary, no dump
+    }
+    assert (tmp_path / "out" / "logs" / "broken-copy.log").read_text().endswith(" s]\n")
+
+
+def test_a_control_that_is_not_broken_is_not_taken_for_one_that_was_found(tmp_path: Path) -> None:
+    quiet = tmp_path / "quiet.log"
+    lines = (LOGS / "validate-short-1gpu.log").read_bytes().split(b"\n")
+    quiet.write_bytes(b"\n".join(line for line in lines if b"_CHECK step" not in line))
+    replay(tmp_path / "bin", broken_copy="validate-short-1gpu")
+    stand_in(tmp_path / "bin", "broken-pointer", f"exec cat '{quiet}'")
+    assert proof(tmp_path, "--parts", "negative").returncode == 1
+    assert verdicts(tmp_path)["negative-broken-copy"] is False
+    assert verdicts(tmp_path)["negative-broken-pointer"] is False
+
+
+def test_without_time_no_part_passes(tmp_path: Path) -> None:
+    replay(tmp_path / "bin", patched="validate-short-1gpu")
+    done = proof(tmp_path, "--parts", "validate,explain", "--seconds", "40")
+    assert done.returncode == 1
+    assert done.stdout == "FAIL validate: no time\nFAIL explain: no time\n2 failed: validate, explain\n"
+
+
+def test_runs_that_fail_fail_the_parts_that_judge_nothing_else(tmp_path: Path) -> None:
+    for name in ("patched-dump", "stock-dump"):
+        stand_in(tmp_path / "bin", name, "echo 'error: no device'; exit 1")
+    done = proof(tmp_path, "--parts", "explain,router")
+    assert done.returncode == 1
+    assert verdicts(tmp_path) == {"explain": False, "router": False}
+    assert "runs failed; why-as-is-1: exit code 1 (error: no device)" in done.stdout
+
+
+def test_binaries_that_dump_nothing_fail_them_too(tmp_path: Path) -> None:
+    replay(tmp_path / "bin", patched_dump="validate-short-1gpu", stock_dump="validate-short-1gpu")
+    done = proof(tmp_path, "--parts", "router")
+    assert done.returncode == 1
+    assert "FAIL router: 8 of 8 runs failed; router-stock-off-1 dumped no logits\n" in done.stdout
+
+
+def test_runs_are_ended_with_the_proof(tmp_path: Path) -> None:
+    stand_in(tmp_path / "bin", "patched", f"echo $$ >> {tmp_path}/pids; exec sleep 100")
+    (tmp_path / "full.gguf").touch()
+    folders = ("--bin", tmp_path / "bin", "--out", tmp_path / "out", "--scratch", tmp_path / "scratch")
+    options = ("--model", tmp_path / "full.gguf", "--parts", "validate")
+    child = subprocess.Popen(
+        [sys.executable, PROOF / "proof.py", *folders, *options],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    pids = tmp_path / "pids"
+    until = time.monotonic() + 30
+    while not (pids.exists() and pids.read_text().count("\n") == 4):
+        assert time.monotonic() < until, "the runs did not start"
+        time.sleep(0.05)
+    child.send_signal(signal.SIGTERM)
+    _, errors = child.communicate(timeout=30)
+    assert (child.returncode, errors) == (130, "proof: interrupted\n")
+    for pid in pids.read_text().split():
+        assert not Path("/proc", pid).exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        (("--parts", "validate,speeed"), "there is no part 'speeed'; parts: validate, ties, "),
+        (("--parts", ""), "there is no part ''"),
+        (("--at-once", "0"), "--at-once and --long-digits take a number from 1"),
+        (("--seconds", "soon"), "invalid float value: 'soon'"),
+        (("--logical", "/no/such.so"), "--logical: /no/such.so is no file"),
+        (("--bin", "/no/such"), "--bin: /no/such is no folder"),
+        (("--parts", "speed"), "the part 'speed' needs tiny.gguf beside "),
+        (("--parts", "validate", "--out", "/proc/none"), "no folder /proc/none"),
+    ],
+)
+def test_wrong_use_of_the_program_is_one_line(tmp_path: Path, options: tuple[str, ...], error: str) -> None:
+    (tmp_path / "bin").mkdir()
+    assert_refused(proof(tmp_path, *options), error)
+
+
+def test_a_machine_without_the_package_is_told_what_to_set(tmp_path: Path) -> None:
+    done = call(sys.executable, "-S", PROOF / "proof.py", "--help", PYTHONPATH="")
+    assert_refused(done, "python3 finds no ")
+
+
+def script(*options: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return call(PROOF / "proof.sh", *options, **environment)
+
+
+def test_help_names_every_option(tmp_path: Path) -> None:
+    done = script("--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    text = (PROOF / "proof.sh").read_text()
+    parsed = text[text.index("while [ $# -gt 0 ]") : text.index("shift 2")]
+    options = {word for word in parsed.replace(")", " ").split() if word.startswith("--")}
+    assert len(options) == 16
+    for option in options:
+        assert f"\n  {option} " in done.stdout
+    assert done.stdout.startswith("proof.sh --out DIR")
+    assert "shellcheck" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ((), "--out is missing"),
+        (("--speed", "1"), "unknown option --speed"),
+        (("--out",), "--out needs a value"),
+        (("--out", ""), "--out needs a value"),
+        (("--out", "OUT", "--parts", "validate,all"), "there is no part 'all'"),
+        (("--out", "OUT", "--deadline", "9m"), "--deadline: '9m' is no number from 1"),
+        (("--out", "OUT", "--at-once", "0"), "--at-once: '0' is no number from 1"),
+        (("--out", "OUT", "--logical", "maybe"), "--logical: 'maybe' is neither yes nor no"),
+        (("--out", "OUT", "--extra-patch", "/no/such.patch"), "--extra-patch: /no/such.patch is no file"),
+        (("--out", "OUT", "--parts", "ties"), "has no patched stock: give --source and --patches"),
+        (("--out", "OUT", "--source", "/no/such.tar", "--patches", "."), "--source: /no/such.tar is no file"),
+        (
+            ("--out", "OUT", "--source", __file__, "--patches", "/no/such"),
+            "--patches: /no/such/series is no file",
+        ),
+    ],
+)
+def test_wrong_use_of_the_script_is_one_line(tmp_path: Path, options: tuple[str, ...], error: str) -> None:
+    words = [str(tmp_path / "out") if word == "OUT" else word for word in options]
+    assert_refused(script("--work", tmp_path / "work", *words), error)
+
+
+def test_a_binary_that_is_there_is_not_built_again(tmp_path: Path) -> None:
+    replay(tmp_path / "bin", patched="validate-short-1gpu")
+    model = tmp_path / "full.gguf"
+    model.touch()
+    out = tmp_path / "out"
+    done = script(
+        *("--out", out, "--work", tmp_path / "work", "--bin", tmp_path / "bin"),
+        *("--model", model, "--parts", "validate"),
+        PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[-1].endswith("done, exit code 0")
+    assert all(verdicts(tmp_path).values())
+    assert {path.name for path in out.iterdir()} == {"summary.json", "logs", "logs.tar.gz"}
