@@ -49,7 +49,7 @@ from llama_images.plan import Plan, choose, choose_platform, make_plan
 from llama_images.platforms import platform_of
 from llama_images.ports import Engine
 from llama_images.render import drift, drifted_paths, series_of
-from llama_images.selection import Target, local_reference, make_target
+from llama_images.selection import Target, local_reference, make_target, select
 from llama_images.synthetic import write_model
 from llama_images.workflows.bench import (
     HOST,
@@ -162,15 +162,22 @@ def _repo(repo: str | None) -> str | None:
     return repo or os.environ.get(REPO_VARIABLE) or None
 
 
+@functools.cache
 def _native() -> Sequence[str]:
     return NvidiaGpus().compute_capabilities()
+
+
+def _check_words(shop: Workshop, words: Sequence[str], flavors: Sequence[str], base: str | None) -> None:
+    """Refuse what the matrix lacks; before an engine is asked, since no engine can mend it."""
+    if not words:
+        raise UsageError("no --arch given", hint="name one, as in --arch 120; `invoke matrix` lists them all")
+    select(shop.matrix, words, flavors=flavors, base=base, native=_native)
 
 
 def _plan_for(
     shop: Workshop, words: Sequence[str], flavors: Sequence[str], base: str | None, platform: str
 ) -> Plan:
-    if not words:
-        raise UsageError("no --arch given", hint="name one, as in --arch 120; `invoke matrix` lists them all")
+    _check_words(shop, words, flavors, base)
     selection = choose(shop.matrix, words, flavors=flavors, base=base, platform=platform, native=_native)
     plan = make_plan(selection, series=shop.series, platform=platform)
     for reason in plan.left_out:
@@ -489,6 +496,7 @@ def build(
 ) -> None:
     """Build images: parse the matrix, plan, render, check out and patch, build, test without a GPU."""
     shop = _workshop()
+    _check_words(shop, arch, flavor, base or None)
     chosen = _engine(shop, engine or None, builder or None)
     info = chosen.info()
     platform = choose_platform(shop.matrix, arch, info.builds_for)
@@ -515,6 +523,7 @@ def build(
 def smoke_task(c: Context, arch: list[str], flavor: list[str], base: str = "", engine: str = "") -> None:
     """Test built images without a GPU: contents, libraries, start, a generation with the tiny model."""
     shop = _workshop()
+    _check_words(shop, arch, flavor, base or None)
     chosen = _engine(shop, engine or None)
     _smoke_all(shop, chosen, _plan_for(shop, arch, flavor, base or None, chosen.info().platform))
 
@@ -539,6 +548,7 @@ def layers(
 ) -> None:
     """Sizes of built images by layer, uncompressed and as a registry would hold them."""
     shop = _workshop()
+    _check_words(shop, arch, flavor, base or None)
     chosen = _engine(shop, engine or None)
     made = _plan_for(shop, arch, flavor, base or None, chosen.info().platform)
     sizes = {target.id: chosen.layers(local_reference(target)) for target in made.targets}

@@ -116,6 +116,23 @@ def test_an_engine_of_an_unknown_name_is_refused(tmp_path: Path) -> None:
     assert_refused(done, 2, error='"nosuch" is not a container engine', hint="docker or podman")
 
 
+@pytest.mark.parametrize("command", ["build", "smoke", "layers"])
+@pytest.mark.parametrize(
+    ("words", "error", "hint"),
+    [
+        ((), "no --arch given", "--arch 120"),
+        (("--arch", "foo"), '--arch "foo": there is no such architecture', "--arch takes"),
+        (("--arch", "cpu", "--flavor", "foo"), 'there is no flavor "foo"', "patched and stock"),
+        (("--arch", "cpu", "--base", "foo"), 'there is no base "foo"', "debian and nvidia"),
+    ],
+)
+def test_wrong_words_are_refused_before_an_engine_is_asked(
+    tmp_path: Path, command: str, words: tuple[str, ...], error: str, hint: str
+) -> None:
+    done = invoke(tmp_path, command, *words, DOCKER_HOST="unix:///nonexistent/docker.sock")
+    assert_refused(done, 2, error=error, hint=hint)
+
+
 def test_an_engine_that_does_not_answer_is_an_outside_error(tmp_path: Path) -> None:
     socket = "unix:///nonexistent/docker.sock"
     done = invoke(tmp_path, "build", "--arch", "cpu", "--engine", "docker", DOCKER_HOST=socket)
