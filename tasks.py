@@ -79,7 +79,7 @@ from llama_images.workflows.series import (
     rebase_report,
 )
 from llama_images.workflows.smoke import smoke as run_smoke
-from llama_images.workflows.workshop import Workshop, write_or_remove
+from llama_images.workflows.workshop import Workshop, built_image, write_or_remove
 
 ROOT = Path(__file__).resolve().parent
 REPO_VARIABLE = "LLAMA_CPP_REPO"
@@ -525,7 +525,10 @@ def smoke_task(c: Context, arch: list[str], flavor: list[str], base: str = "", e
     shop = _workshop()
     _check_words(shop, arch, flavor, base or None)
     chosen = _engine(shop, engine or None)
-    _smoke_all(shop, chosen, _plan_for(shop, arch, flavor, base or None, chosen.info().platform))
+    made = _plan_for(shop, arch, flavor, base or None, chosen.info().platform)
+    for target in made.targets:
+        built_image(shop, chosen, target)
+    _smoke_all(shop, chosen, made)
 
 
 def _smoke_all(shop: Workshop, engine: Engine, made: Plan) -> None:
@@ -551,6 +554,8 @@ def layers(
     _check_words(shop, arch, flavor, base or None)
     chosen = _engine(shop, engine or None)
     made = _plan_for(shop, arch, flavor, base or None, chosen.info().platform)
+    for target in made.targets:
+        built_image(shop, chosen, target)
     sizes = {target.id: chosen.layers(local_reference(target)) for target in made.targets}
     if json:
         print(dumps(tables.layer_rows(sizes), indent=2))

@@ -92,6 +92,16 @@ def local_reference(target: Target) -> str:
     return f"{IMAGE}:{target.id}"
 
 
+def build_command(target: Target, matrix: Matrix) -> str:
+    """The command that makes the target's image; what is the matrix's default is left out."""
+    words = ["invoke build --arch", target.architecture.name]
+    if target.base.name != matrix.defaults.base:
+        words += ["--base", target.base.name]
+    if target.flavor != matrix.defaults.flavor:
+        words += ["--flavor", target.flavor]
+    return " ".join(words)
+
+
 def target_platform(target: Target, wanted: str) -> Platform:
     """``wanted``, where the target exists on that platform. Raises UsageError where it does not."""
     for platform in target.architecture.platforms:

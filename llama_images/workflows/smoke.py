@@ -7,12 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llama_images import runs, validators
-from llama_images.errors import CheckFailed
 from llama_images.imageroot import RootExpectation, check_root
 from llama_images.ports import Engine, ImageInfo, RunRequest, RunResult
 from llama_images.render import build_commit, labels, series_of
 from llama_images.selection import Target, local_reference
-from llama_images.workflows.workshop import Workshop
+from llama_images.workflows.workshop import Workshop, built_image
 
 TINY_STEPS = 12
 """Denoising steps that a smoke test's generation may take."""
@@ -47,15 +46,10 @@ class SmokeResult:
 def smoke(shop: Workshop, engine: Engine, target: Target, model: Path) -> SmokeResult:
     """Look into the target's image and run it, hardened, with the tiny model.
 
-    Raises CheckFailed where there is no such image; what else is wrong is in the result.
+    Raises UsageError where there is no such image; what else is wrong is in the result.
     """
     reference = local_reference(target)
-    image = engine.image(reference)
-    if image is None:
-        raise CheckFailed(
-            f"there is no image {reference} on this engine",
-            hint=f"invoke build --arch {target.architecture.name} makes it",
-        )
+    image = built_image(shop, engine, target)
     checks: list[Check] = []
     with shop.reporter.activity(f"smoke {target.id}") as activity:
         activity.update("labels")

@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from llama_images.errors import UsageError
 from llama_images.matrix import Matrix
 from llama_images.patch_series import PatchSeries
-from llama_images.ports import Programs, Reporter, SourceTree
+from llama_images.ports import Engine, ImageInfo, Programs, Reporter, SourceTree
 from llama_images.render import Inputs, is_rendered_path, render_all
+from llama_images.selection import Target, build_command, local_reference
 
 MIRROR_VARIABLE = "LLAMA_IMAGES_APT_MIRROR"
 """Names a mirror of the distribution: a URL, a line of sources.list, or a file in either of apt's formats."""
@@ -81,6 +83,18 @@ class Workshop:
                 if value := self.environment.get(variable):
                     result[variable] = value
         return result
+
+
+def built_image(shop: Workshop, engine: Engine, target: Target) -> ImageInfo:
+    """The target's image. Raises UsageError where the engine has none: it was not built yet."""
+    reference = local_reference(target)
+    image = engine.image(reference)
+    if image is None:
+        raise UsageError(
+            f"there is no image {reference} on this engine",
+            hint=f"{build_command(target, shop.matrix)} makes it",
+        )
+    return image
 
 
 def write_or_remove(path: Path, text: str | None) -> None:

@@ -21,7 +21,7 @@ from llama_images.adapters.process import SystemPrograms
 from llama_images.adapters.programs import ImageProgram
 from llama_images.adapters.reporter import ConsoleReporter
 from llama_images.bench import Hardware, from_json
-from llama_images.errors import CheckFailed
+from llama_images.errors import UsageError
 from llama_images.matrix import load_matrix
 from llama_images.plan import choose, make_plan
 from llama_images.ports import Engine
@@ -144,8 +144,9 @@ def test_a_smoke_test_finds_what_is_wrong(
 def test_an_image_that_was_never_built_is_named(shop: Workshop, engine: Engine, model: Path) -> None:
     platform = engine.info().platform
     (target,) = choose(shop.matrix, ["90"], flavors=["stock"], platform=platform, native=tuple).targets
-    with pytest.raises(CheckFailed, match=f"there is no image {selection.IMAGE}:sm90-stock"):
+    with pytest.raises(UsageError, match=f"there is no image {selection.IMAGE}:sm90-stock") as raised:
         smoke(shop, engine, target, model)
+    assert raised.value.hint == "invoke build --arch 90 --flavor stock makes it"
 
 
 def test_a_bench_runs_both_flavors_in_their_images(

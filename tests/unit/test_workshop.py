@@ -7,9 +7,12 @@ from typing import cast
 
 import pytest
 
+from llama_images.errors import UsageError
 from llama_images.matrix import load_matrix
 from llama_images.ports import Programs, Reporter, SourceTree
-from llama_images.workflows.workshop import Workshop, write_or_remove
+from llama_images.selection import make_target
+from llama_images.workflows.workshop import Workshop, built_image, write_or_remove
+from tests.unit.fakes import FakeEngine
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -63,3 +66,21 @@ def test_a_leftover_goes_with_its_folder_once_empty(tmp_path: Path) -> None:
     assert kept.exists()
     write_or_remove(kept, None)
     assert not kept.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "command"),
+    [
+        ({}, "invoke build --arch 89 makes it"),
+        ({"flavor": "stock"}, "invoke build --arch 89 --flavor stock makes it"),
+        ({"base": "nvidia"}, "invoke build --arch 89 --base nvidia makes it"),
+    ],
+)
+def test_an_image_that_was_not_built_is_wrong_use_and_its_command_is_told(
+    tmp_path: Path, names: dict[str, str], command: str
+) -> None:
+    shop = workshop({}, tmp_path)
+    target = make_target(shop.matrix, "89", **names)
+    with pytest.raises(UsageError, match=f"there is no image llama-diffusion:{target.id} on") as raised:
+        built_image(shop, FakeEngine(), target)
+    assert raised.value.hint == command
