@@ -246,7 +246,7 @@ def render(c: Context, check: bool = False) -> None:
 @task(
     help={
         "repo": "a clone or bare repository that holds the pinned commit, or a URL",
-        "flavor": _SELECT_HELP["flavor"],
+        "flavor": "patched (the default) or stock",
     }
 )
 @_command
@@ -254,10 +254,10 @@ def source(c: Context, repo: str = "", flavor: str = "patched") -> None:
     """Bring the pinned source, verified and patched, into the cache; print where it lies."""
     shop = _workshop()
     target = make_target(shop.matrix, "cpu", flavor=flavor)
-    tree = shop.source_tree.checkout(target.source, series_of(target, shop.series), repo=_repo(repo))
-    shop.reporter.line(
-        f"commit {tree.commit}, tree {tree.tree} as pinned; with the series {tree.patched_tree}"
-    )
+    series = series_of(target, shop.series)
+    tree = shop.source_tree.checkout(target.source, series, repo=_repo(repo))
+    applied = "no series" if series is None else f"with the series {tree.patched_tree}"
+    shop.reporter.line(f"commit {tree.commit}, tree {tree.tree} as pinned; {applied}")
     print(tree.path)
 
 
