@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 from collections.abc import Iterator
 from typing import Final
@@ -28,7 +29,15 @@ def connection_error(error: BaseException, address: str) -> OutsideError:
             f"you may not use the Docker Engine{where}: its socket refuses this user",
             hint="Run `sudo usermod -aG docker $USER` and log in again, or use sudo.",
         )
-    if any(isinstance(cause, FileNotFoundError) for cause in found) or "No such file or directory" in text:
+    missing = any(isinstance(c, FileNotFoundError) for c in found) or "No such file or directory" in text
+    refused = any(isinstance(c, ConnectionRefusedError) for c in found) or "Connection refused" in text
+    if (missing or refused) and os.environ.get("DOCKER_HOST") == address:
+        return OutsideError(
+            f"the engine at DOCKER_HOST={address} does not answer: "
+            + ("there is no socket" if missing else "nothing listens there"),
+            hint="Start it, or unset DOCKER_HOST to use this machine's own.",
+        )
+    if missing:
         if shutil.which("dockerd") is None:
             return OutsideError(
                 f"no Docker Engine runs{where}: there is no socket, and dockerd is not installed here",
@@ -38,7 +47,7 @@ def connection_error(error: BaseException, address: str) -> OutsideError:
             f"no Docker Engine runs{where}: there is no socket",
             hint="Start it: `sudo systemctl start docker`, or `sudo dockerd` without systemd.",
         )
-    if any(isinstance(cause, ConnectionRefusedError) for cause in found) or "Connection refused" in text:
+    if refused:
         if not address.startswith("unix:"):
             return OutsideError(
                 f"no Docker Engine answers{where}: nothing listens there",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import Final
 
@@ -53,5 +54,8 @@ def choose_engine(
             return engine
     raise OutsideError(
         f"no container engine answers ({'; '.join(tried)})",
-        hint=" ".join(["`./bootstrap` installs one.", *hints[:1]]),
+        # An address that somebody set is theirs to mend: bootstrap leaves it alone too.
+        hint=" ".join(
+            hints[:1] if os.environ.get("DOCKER_HOST") else ["`./bootstrap` installs one.", *hints[:1]]
+        ),
     )
