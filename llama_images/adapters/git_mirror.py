@@ -36,6 +36,8 @@ REMOTE: Final = "pin"
 """What a repository of the cache calls the place that its objects come from."""
 
 _REMOTE_SCHEMES: Final = frozenset({"git", "http", "https", "ssh"})
+_VARIABLE: Final = "LLAMA_CPP_REPO"
+"""Gives the repository where --repo does not."""
 _SCP_LIKE: Final = re.compile(r"[^/\s]+:\S+")
 FETCH_SECONDS: Final = 3600.0
 _TRIES: Final = 3
@@ -98,16 +100,18 @@ def find_origin(git: Git, source: Source, repo: str | None) -> Origin:
     elif _SCP_LIKE.fullmatch(repo) and not path.exists():
         return Origin(address=repo, label=repo, git_dir=None)
     path = path.absolute()
+    # Who gave no --repo wants to know where the path came from.
+    shown = f"{_VARIABLE}={repo}" if os.environ.get(_VARIABLE) == repo else repo
     if not path.exists():
-        raise UsageError(f"{repo} does not exist", hint=wanted)
+        raise UsageError(f"{shown} does not exist", hint=wanted)
     # Named outright: no repository above the folder is taken for it, and none is refused for its owner.
     git_dir = path / ".git" if (path / ".git").exists() else path
     held = git.run(["cat-file", "-e", f"{source.commit}^{{commit}}"], git_dir=git_dir, env=NO_NETWORK)
     if means_no_repository(held.error_text):
-        raise UsageError(f"{repo} is not a git repository", hint=wanted)
+        raise UsageError(f"{shown} is not a git repository", hint=wanted)
     if held.returncode != 0:
         raise OutsideError(
-            f"{repo} lacks commit {source.commit}",
+            f"{shown} lacks commit {source.commit}",
             hint=f"Bring it there: git -C {path} fetch {source.repository} {source.commit}",
         )
     return Origin(address=str(path), label=repo, git_dir=git_dir)
@@ -163,8 +167,8 @@ def unfetched(source: Source, commit: str, origin: Origin, failure: str) -> Outs
     if means_lacking_commit(failure):
         problem = f"{origin.label} does not give out commit {commit}"
         return OutsideError(f"source {source.name}: {problem} ({words})", hint=f"Or {clone}")
-    # One line on purpose: it is what every user of a closed-off machine sees first.
-    return OutsideError(f"source {source.name}: can't reach {origin.label} ({words}); {clone}")
+    # Short on purpose: it is what every user of a closed-off machine sees first.
+    return OutsideError(f"source {source.name}: can't reach {origin.label}: {words}", hint=f"G{clone[1:]}")
 
 
 def tree_entries(listed: bytes, *, name: str) -> list[Entry]:

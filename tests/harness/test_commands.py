@@ -139,6 +139,26 @@ def test_an_engine_that_does_not_answer_is_an_outside_error(tmp_path: Path) -> N
     assert_refused(done, 3, error=socket, hint="Start it")
 
 
+def test_an_engine_that_docker_host_names_is_told_by_it(tmp_path: Path) -> None:
+    socket = "unix:///nonexistent/docker.sock"
+    done = invoke(tmp_path, "build", "--arch", "cpu", "--engine", "docker", DOCKER_HOST=socket)
+    assert_refused(done, 3, error=f"DOCKER_HOST={socket} does not answer", hint="unset DOCKER_HOST")
+
+
+def test_a_repository_of_the_environment_is_told_by_its_variable(tmp_path: Path) -> None:
+    done = invoke(tmp_path, "patches.status", LLAMA_CPP_REPO="/nonexistent")
+    assert_refused(done, 2, error="LLAMA_CPP_REPO=/nonexistent does not exist", hint="clone")
+
+
+def test_an_upstream_out_of_reach_is_a_line_and_a_hint(tmp_path: Path) -> None:
+    # Port 9 of this machine: nothing listens there, and no proxy is asked.
+    done = invoke(tmp_path, "source", "--repo", "http://127.0.0.1:9/x.git", NO_PROXY="*", no_proxy="*")
+    assert done.returncode == 3
+    error, hint = done.stderr.splitlines()[-2:]
+    assert error.startswith("error: source pr24423: can't reach http://127.0.0.1:9/x.git: ")
+    assert hint.startswith("hint: Give a clone that holds ")
+
+
 def test_a_cache_that_can_not_be_written_is_told_by_its_path(tmp_path: Path) -> None:
     # Below a file nobody can make a folder, root included.
     cache = tmp_path / "file" / "cache"
