@@ -245,6 +245,11 @@ class GitSeriesWork:
                 activity.update(f"{len(state.results) + 1}/{len(state.picks)} {pick.name}")
                 if work.head() != state.head or work.is_rebasing() or work.changed():
                     work.clean_up(state.head, pick)  # a step that was cut off
+                if mine := work.in_the_way(pick):
+                    raise UsageError(
+                        f"{work.path}: {pick.name} adds {shown(mine)}, and there is a file already",
+                        hint="Move it away; then invoke patches.rebase --continue.",
+                    )
                 finished = work.run([*_REBASE, "--onto", state.head, pick.parent, pick.commit])
                 if finished.returncode == 0:
                     head = work.head()

@@ -134,10 +134,17 @@ class WorkTree:
         self.need(["update-ref", "--no-deref", "HEAD", head])
         self.need(["reset", "--quiet", "--hard", head])
         # New files that were written before the index knew of them would be in the way.
-        words = ["diff-tree", "-r", "-z", "--no-renames", "--name-only", "--diff-filter=A"]
-        added = set(self.need([*words, pick.parent, pick.commit]).split("\0"))
-        for path in added & set(self.untracked(*self.source.paths)):
+        for path in self.in_the_way(pick):
             (self.path / path).unlink()
+
+    def in_the_way(self, pick: Pick) -> list[str]:
+        """Files that no commit has and that the pick adds. git overwrites them in a sparse work tree."""
+        words = ["diff-tree", "-r", "-z", "--no-renames", "--name-only", "--diff-filter=A"]
+        added = [path for path in self.need([*words, pick.parent, pick.commit]).split("\0") if path]
+        if not added:
+            return []
+        # Also those that git is to ignore: it would overwrite them too.
+        return [path for path in self.need(["ls-files", "--others", "-z", "--", *added]).split("\0") if path]
 
 
 def _marked(content: bytes) -> dict[bytes, int]:

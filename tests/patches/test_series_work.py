@@ -253,6 +253,22 @@ def test_a_file_that_no_commit_has_is_pointed_out(bench: Bench, series: PatchSer
     assert bench.lines.warnings == ["src/a.cpp.orig is not part of any commit (git add puts it into one)"]
 
 
+def test_a_file_where_a_later_patch_adds_one_is_not_overwritten(bench: Bench, upstream: Upstream) -> None:
+    first = {"src/a.cpp": changed(line20="twenty")}
+    series = upstream.series(first, first | {"src/added.cpp": "the patch's\n"})
+    bench.work.start(bench.source, series, repo=bench.repo, onto="conflict")
+    mend(bench.path / "src/a.cpp", "both")
+    mine = bench.path / "src" / "added.cpp"
+    mine.write_text("mine\n")
+    for _ in range(2):
+        error = refused(lambda: bench.work.resume(bench.source, skip=False))
+        assert f"{B} adds src/added.cpp" in error.message
+        assert mine.read_text() == "mine\n"
+    mine.rename(bench.path / "src" / "elsewhere.cpp")
+    assert bench.work.resume(bench.source, skip=False).kept == (A, B)
+    assert mine.read_text() == "the patch's\n"
+
+
 def test_nothing_that_is_not_committed_is_lost(bench: Bench, series: PatchSeries) -> None:
     mend(stopped(bench, series), "both")
     git(bench.path, "add", "src/a.cpp")
@@ -482,8 +498,9 @@ bench.work.start(bench.source, series, repo=bench.repo, onto="clear")
 
 SHIM = """\
 #!/bin/sh
-# A git that is in the middle of a rebase: files half written, its own notes and locks lying about.
+# A git that is in the middle of the second step: files half written, its own notes and locks lying about.
 case " $* " in *" --onto "*)
+    [ -e "$MARKER.first" ] || { touch "$MARKER.first"; exec "$REAL_GIT" "$@"; }
     cd "$GIT_WORK_TREE" || exit 9
     mkdir .git/rebase-merge
     echo half > src/a.cpp
