@@ -33,7 +33,7 @@ from llama_images.adapters.git_program import Git
 from llama_images.adapters.gpus import NvidiaGpus
 from llama_images.adapters.hub import HuggingFaceHub
 from llama_images.adapters.machine import processor
-from llama_images.adapters.patch_files import PatchFolders, load_series
+from llama_images.adapters.patch_files import LazySeries, PatchFolders
 from llama_images.adapters.process import SystemPrograms
 from llama_images.adapters.programs import BareProgram, ImageProgram
 from llama_images.adapters.registry import LocalRegistry, RegistryClient
@@ -143,7 +143,7 @@ def _workshop(matrix_file: str | None = None) -> Workshop:
         cache=cache_folder(),
         environment=os.environ,
         matrix=matrix,
-        series={source.series: load_series(patches / source.series) for source in matrix.sources.values()},
+        series=LazySeries(patches, (source.series for source in matrix.sources.values())),
         programs=programs,
         reporter=reporter,
         source_tree=GitSourceTree(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from llama_images.errors import OutsideError, UsageError
@@ -47,6 +48,31 @@ def _read(path: Path, shown: str) -> bytes:
         raise UsageError(f"{shown} does not exist", hint=hint) from error
     except OSError as error:
         raise UsageError(f"{shown} can't be read: {error.strerror or error}") from error
+
+
+class LazySeries(Mapping[str, PatchSeries]):
+    """The series below ``patches`` by their names, each read when it is first asked for.
+
+    So a broken patch stops only the commands that need it. Asking raises as ``load_series`` does.
+    """
+
+    def __init__(self, patches: Path, names: Iterable[str]) -> None:
+        self._patches = patches
+        self._names = tuple(dict.fromkeys(names))
+        self._read: dict[str, PatchSeries] = {}
+
+    def __getitem__(self, name: str) -> PatchSeries:
+        if name not in self._names:
+            raise KeyError(name)
+        if name not in self._read:
+            self._read[name] = load_series(self._patches / name)
+        return self._read[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 class PatchFolders:

@@ -86,13 +86,34 @@ def test_a_broken_matrix_is_refused_with_file_and_line(tmp_path: Path) -> None:
     assert "suit" in done.stderr.splitlines()[0]
 
 
-def test_render_check_shows_what_differs(tmp_path: Path) -> None:
+def checkout(tmp_path: Path) -> Path:
+    """A copy of what the commands read of this repository, to change."""
     copy = tmp_path / "copy"
     copy.mkdir()
     for name in ("tasks.py", "matrix.yaml", "matrix.schema.json", "docker-bake.json", "README.md"):
         shutil.copy(ROOT / name, copy)
     for name in ("llama_images", "templates", "images", "patches"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "src"))
+    return copy
+
+
+def test_a_patch_that_can_not_be_read_stops_only_what_needs_it(tmp_path: Path) -> None:
+    copy = checkout(tmp_path)
+    patch = min((copy / "patches" / "pr24423").glob("*.patch"))
+    patch.write_text(patch.read_text("utf-8").replace("From: ", "Form: ", 1), "utf-8")
+    needed = invoke(tmp_path / "cache", "patches.list", root=copy)
+    assert_refused(needed, 2, error=f"{patch.name}:1: the header has no From:", hint="Subject")
+    assert invoke(tmp_path / "cache", "matrix", root=copy).returncode == 0
+    for words, error in (
+        (("patches.rebase", "--continue"), "there is no rebase of pr24423 to go on with"),
+        (("patches.rebase", "--abort"), "there is no work tree of pr24423 to remove"),
+        (("patches.export",), "there is no work tree of pr24423"),
+    ):
+        assert_refused(invoke(tmp_path / "cache", *words, root=copy), 2, error=error, hint="--onto")
+
+
+def test_render_check_shows_what_differs(tmp_path: Path) -> None:
+    copy = checkout(tmp_path)
     clean = invoke(tmp_path / "cache", "render", "--check", root=copy)
     assert (clean.returncode, clean.stdout) == (0, ""), clean.stdout
     assert "rendered files are as they should be" in clean.stderr
