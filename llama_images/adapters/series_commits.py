@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -109,7 +110,10 @@ def _find(git: Git, path: Path) -> _Place:
         if means_no_repository(asked.error_text):
             raise UsageError(f"{path} is no work tree of git", hint=hint)
         raise unreadable(path, DamagedError(asked.error_text.strip()))
-    git_dir, objects = asked.text.splitlines()
+    # Not str.splitlines: a path may hold any of the other line ends.
+    git_dir, objects, *more = os.fsdecode(asked.stdout).removesuffix("\n").split("\n")
+    if more:
+        raise UsageError(f"{path.name!r}: a path with a line end can't be used", hint=hint)
     return _Place(path=path, git_dir=Path(git_dir), objects=Path(objects))
 
 

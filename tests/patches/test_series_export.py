@@ -208,6 +208,20 @@ def test_a_work_tree_that_git_can_not_read_is_an_outside_error(
         export(bench, patches, clone)
 
 
+def test_a_work_tree_may_have_an_odd_name(bench: Bench, clone: Path, patches: Path) -> None:
+    odd = clone.rename(clone.parent / "odd\u2028name")
+    commit(odd, a=changed(line5="five"))
+    assert len(export(bench, patches, odd).series.patches) == 1
+
+
+def test_a_line_end_in_the_path_of_a_work_tree_is_wrong_use(bench: Bench, clone: Path, patches: Path) -> None:
+    odd = clone.rename(clone.parent / "odd\nname")
+    commit(odd, a=changed(line5="five"))
+    with pytest.raises(UsageError, match="a path with a line end") as caught:
+        export(bench, patches, odd)
+    assert "\n" not in caught.value.message
+
+
 # --- what is refused ---
 
 
