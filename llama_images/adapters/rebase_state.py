@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import datetime as dt
 import json
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal, get_args
 
 from llama_images.errors import OutsideError
 from llama_images.series_ports import Revision
 
 _FILE: Final = "llama-images-series.json"
 _FORMAT: Final = 1
+
+_HASH: Final = re.compile(r"[0-9a-f]{40}")
 
 Result = Literal["kept", "absorbed", "skipped"]
 
@@ -83,7 +86,9 @@ def load_state(git_dir: Path) -> RebaseState | None:
         onto["missing_paths"] = tuple(onto["missing_paths"])
         picks = tuple(Pick(**pick) for pick in document.pop("picks"))
         results = tuple(document.pop("results"))
-        return RebaseState(onto=Revision(**onto), picks=picks, results=results, **document)
+        state = RebaseState(onto=Revision(**onto), picks=picks, results=results, **document)
+        if not _is_sound(state):
+            raise ValueError("a value is not as it was written")
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -91,3 +96,22 @@ def load_state(git_dir: Path) -> RebaseState | None:
             f"{path} can't be read: {error}",
             hint="invoke patches.rebase --abort removes the work tree that it belongs to.",
         ) from error
+    return state
+
+
+def _is_sound(state: Any) -> bool:
+    """Whether a state read from a file holds what its types promise."""
+    onto = state.onto
+    hashes = [state.head, onto.commit, onto.tree, *(one for p in state.picks for one in (p.commit, p.parent))]
+    hashes += [state.exported] if state.exported is not None else []
+    texts = [state.series, onto.name, *onto.missing_paths, *(pick.name for pick in state.picks)]
+    texts += [state.exported_series] if state.exported_series is not None else []
+    return bool(
+        all(isinstance(one, str) and _HASH.fullmatch(one) for one in hashes)
+        and all(isinstance(text, str) for text in texts)
+        and isinstance(onto.build_number, int | None)
+        and isinstance(state.is_stopped, bool)
+        and isinstance(state.is_touched, bool)
+        and set(state.results) <= set(get_args(Result))
+        and len(state.results) <= len(state.picks)
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime as dt
+import json
 import os
 import shutil
 import signal
@@ -586,6 +587,22 @@ def test_a_damaged_state_is_told(bench: Bench, series: PatchSeries, text: str) -
     assert isinstance(error, OutsideError)
     assert "--abort" in str(error.hint)
     bench.work.abort(bench.source)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"head": 5}, {"head": "--all"}, {"results": ["kept"] * 99}, {"results": ["lost"]}, {"is_stopped": 1}],
+)
+def test_a_state_with_another_value_is_told(
+    bench: Bench, series: PatchSeries, change: dict[str, object]
+) -> None:
+    stopped(bench, series)
+    file = bench.path / ".git/llama-images-series.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | change))
+    for skip in (False, True):
+        error = refused(lambda skip=skip: bench.work.resume(bench.source, skip=skip))  # type: ignore[misc]
+        assert isinstance(error, OutsideError)
+        assert "--abort" in str(error.hint)
 
 
 def test_a_git_that_fails_is_told_with_its_words(bench: Bench, series: PatchSeries) -> None:
