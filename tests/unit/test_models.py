@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from llama_images.models import choose_model
 
 EXAMPLE = (Path(__file__).parent / "example_matrix.yaml").read_text(encoding="utf-8")
 MATRIX = parse_matrix(EXAMPLE, name="m.yaml")
-WITHOUT = parse_matrix(EXAMPLE[: EXAMPLE.index("models:")].replace("  model: gemma-q4\n", ""), name="m.yaml")
+WITHOUT = parse_matrix(re.sub(r"\nmodels:\n(  .*\n)+|  model: .*\n", "", EXAMPLE), name="m.yaml")
 PIN = MATRIX.models["gemma-q4"]
 OTHER = "0" * 40
 HASH = "1" * 64
