@@ -203,7 +203,9 @@ def read_yaml(text: str, mistakes: Mistakes) -> Document:
 
 def _stop(mistakes: Mistakes, line: int, text: str) -> UsageError:
     mistakes.add(line, (), text)
-    return mistakes.error()
+    return UsageError(
+        mistakes.error().message, hint="is this the right file? A matrix is YAML, as matrix.yaml is"
+    )
 
 
 def _check_characters(text: str, mistakes: Mistakes) -> None:

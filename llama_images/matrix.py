@@ -195,7 +195,10 @@ def _read(path: Path, name: str) -> bytes:
         with path.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise UsageError(f"{name}: there is no such file", hint="run this where matrix.yaml lies") from None
+        raise UsageError(
+            f"{name}: there is no such file",
+            hint="is its path right? The project's own is matrix.yaml in its top folder",
+        ) from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise UsageError(f"{name}: can't be read: {reason}") from None

@@ -181,6 +181,12 @@ def test_empty_file(tmp_path: Path) -> None:
     assert refused(write(tmp_path, b"")).message.endswith("matrix.yaml:1: the file is empty")
 
 
+def test_a_file_that_is_no_yaml(tmp_path: Path) -> None:
+    error = refused(write(tmp_path, b"a: 1\nsome words\n"))
+    assert "this is not YAML" in error.message
+    assert error.hint == "is this the right file? A matrix is YAML, as matrix.yaml is"
+
+
 def test_directory(tmp_path: Path) -> None:
     error = refused(tmp_path)
     assert error.message == f"{tmp_path}: this is a directory; the matrix is one file"
@@ -190,6 +196,7 @@ def test_directory(tmp_path: Path) -> None:
 def test_missing_file(tmp_path: Path) -> None:
     error = refused(tmp_path / "matrix.yml")
     assert error.message == f"{tmp_path}/matrix.yml: there is no such file"
+    assert error.hint == "is its path right? The project's own is matrix.yaml in its top folder"
 
 
 def test_file_below_a_file(tmp_path: Path) -> None:
