@@ -193,15 +193,38 @@ def _resolve(matrix: Matrix, word: str, native: Callable[[], Sequence[str]]) -> 
     number = number_of(plain)
     if number is not None and number in matrix.architectures:
         return [number], False
+    row, option = _target_id(matrix, plain)
+    if row is not None:
+        raise UsageError(
+            f"--arch {shown(word)}: that is a target, not an architecture", hint=f"--arch {row} {option}"
+        )
     options = valid_words(matrix)
     hint = f"--arch takes {listed(options, 'or')}"
     if "," in plain or " " in plain:
         hint = f"give --arch once for each; {hint}"
     elif number is not None and "portable" in matrix.architectures:
         hint = f"{hint}; portable serves GPUs that have no row of their own"
-    raise UsageError(
-        f"--arch {shown(word)}: there is no such architecture{did_you_mean(plain, options)}", hint=hint
-    )
+    # "12" is the start of 120 before it is one letter away from "72".
+    starts = [name for name in options if len(plain) > 1 and name.startswith(plain)]
+    meant = f' (did you mean "{starts[0]}"?)' if starts else did_you_mean(plain, options)
+    raise UsageError(f"--arch {shown(word)}: there is no such architecture{meant}", hint=hint)
+
+
+def _target_id(matrix: Matrix, word: str) -> tuple[str | None, str]:
+    """Architecture and options of a word such as ``sm120-stock`` or ``120-nvidia``; None where it is none."""
+    first, *rest = word.split("-")
+    name = first if first in matrix.architectures else number_of(first)
+    if name not in matrix.architectures or not rest:
+        return None, ""
+    options = []
+    for one in rest:
+        if one in matrix.flavors:
+            options.append(f"--flavor {one}")
+        elif one in matrix.bases:
+            options.append(f"--base {one}")
+        else:
+            return None, ""
+    return name, " ".join(options)
 
 
 def _native(matrix: Matrix, capabilities: Sequence[str]) -> list[str]:
@@ -259,6 +282,8 @@ def _unknown(what: str, found: str, options: Iterable[str]) -> UsageError:
 def _wrong_base(matrix: Matrix, row: Architecture, base: Base) -> UsageError:
     able = matrix.bases_for(row)
     hint = f"add --base {listed(able, 'or')}" if able else "no base of the matrix can make it"
+    if matrix.defaults.base in able:
+        hint = "leave --base out"
     return UsageError(f"base {base.name} can't make {row.label}: {_reason(row, base)}", hint=hint)
 
 

@@ -163,7 +163,26 @@ def test_a_row_that_the_base_can_t_make_names_the_one_that_can(word: str) -> Non
 def test_cpu_on_the_registry_base() -> None:
     error = refused("cpu", base="nvidia")
     assert error.message == "base nvidia can't make cpu: cpu is built without CUDA images"
-    assert error.hint == "add --base debian"
+    assert error.hint == "leave --base out"
+
+
+def test_the_start_of_a_number_goes_before_a_likeness() -> None:
+    assert refused("12").message.endswith('(did you mean "120"?)')
+
+
+@pytest.mark.parametrize(
+    ("word", "hint"),
+    [
+        ("sm120-stock", "--arch 120 --flavor stock"),
+        ("120-nvidia", "--arch 120 --base nvidia"),
+        ("cpu-stock", "--arch cpu --flavor stock"),
+        ("sm120-nvidia-stock", "--arch 120 --base nvidia --flavor stock"),
+    ],
+)
+def test_a_targets_id_is_taken_apart(word: str, hint: str) -> None:
+    error = refused(word)
+    assert error.message == f'--arch "{word}": that is a target, not an architecture'
+    assert error.hint == hint
 
 
 def test_unknown_base_and_flavor() -> None:
