@@ -51,6 +51,7 @@ from llama_images.ports import Engine
 from llama_images.render import drift, drifted_paths, series_of
 from llama_images.selection import Target, local_reference, make_target, select
 from llama_images.synthetic import write_model
+from llama_images.words import counted
 from llama_images.workflows.bench import (
     HOST,
     BenchRequest,
@@ -230,7 +231,7 @@ def render(c: Context, check: bool = False) -> None:
         if stale:
             print(drift(rendered, present), end="")
             raise CheckFailed(
-                f"{len(stale)} file(s) differ from what the matrix and templates say: {', '.join(stale[:4])}"
+                f"{counted(len(stale), 'file')} not as the matrix and templates say: {', '.join(stale[:4])}"
                 + (" …" if len(stale) > 4 else ""),
                 hint="run invoke render and commit the result",
             )

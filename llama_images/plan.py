@@ -13,6 +13,7 @@ from llama_images.matrix import Matrix, Platform
 from llama_images.patch_series import PatchSeries
 from llama_images.render import base_reference, bootstrap_argv, build_commit, labels, series_of
 from llama_images.selection import Selection, Target, local_reference, number_of, select, target_platform
+from llama_images.words import counted
 
 StepKind = Literal["source", "base", "build", "smoke"]
 
@@ -120,7 +121,11 @@ def make_plan(selection: Selection, *, series: Mapping[str, PatchSeries], platfo
     for target in selection.targets:
         source, base = target.source, target.base
         own_series = series_of(target, series)
-        what = f"with {len(own_series.patches)} patch(es)" if own_series is not None else "as it is"
+        what = (
+            f"with {counted(len(own_series.patches), 'patch', 'patches')}"
+            if own_series is not None
+            else "as it is"
+        )
         subject = source_subject(target)
         sources.setdefault(
             subject,

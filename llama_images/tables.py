@@ -15,7 +15,7 @@ from llama_images.ports import Layer
 from llama_images.render import series_of
 from llama_images.selection import all_targets, local_reference
 from llama_images.series_ports import Comparison
-from llama_images.words import duration
+from llama_images.words import counted, duration
 
 if TYPE_CHECKING:
     from llama_images.workflows.build import Built
@@ -144,7 +144,7 @@ def patch_table(series: Mapping[str, PatchSeries]) -> str:
             ]
             for number, p in enumerate(one.patches, 1)
         ]
-        parts.append(f"{one.name}: {len(rows)} patch(es), digest sha256:{one.digest}")
+        parts.append(f"{one.name}: {counted(len(rows), 'patch', 'patches')}, digest sha256:{one.digest}")
         parts.append(table(("#", "+", "-", "sha256", "subject and files"), rows, right=(0, 1, 2)))
     return "\n".join(parts)
 

@@ -17,3 +17,8 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """ "1 file", "2 files"; ``many`` where that is not ``one`` with an s."""
+    return f"{count} {one if count == 1 else many or one + 's'}"

@@ -97,7 +97,7 @@ def _check_configuration(shop: Workshop, target: Target, image: ImageInfo) -> li
             name="labels", passed=not wrong, detail="; ".join(wrong) or f"{len(wanted)} as the matrix says"
         ),
         Check(
-            name="unprivileged user",
+            name="user it runs as",
             passed=image.user == "10001:10001",
             detail=f"runs as {image.user or 'root'}",
         ),

@@ -126,7 +126,7 @@ def test_render_check_shows_what_differs(tmp_path: Path) -> None:
     assert changes == ["-RUN an-edit-by-hand"]
     assert "images/sm120/Dockerfile" in drifted.stdout
     assert drifted.stderr.splitlines() == [
-        "error: 1 file(s) differ from what the matrix and templates say: images/sm120/Dockerfile",
+        "error: 1 file not as the matrix and templates say: images/sm120/Dockerfile",
         "hint: run invoke render and commit the result",
     ]
     assert dockerfile.read_text("utf-8") == text, "--check wrote"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llama_images.words import duration, last_line
+from llama_images.words import counted, duration, last_line
 
 
 @pytest.mark.parametrize(
@@ -34,3 +34,8 @@ def test_duration(seconds: float, text: str) -> None:
 )
 def test_last_line(text: str, line: str) -> None:
     assert last_line(text, otherwise="nothing") == line
+
+
+def test_one_is_no_plural() -> None:
+    assert [counted(n, "file") for n in (0, 1, 2)] == ["0 files", "1 file", "2 files"]
+    assert [counted(n, "patch", "patches") for n in (1, 10)] == ["1 patch", "10 patches"]
