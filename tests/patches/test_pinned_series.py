@@ -6,12 +6,13 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import platformdirs
 import pytest
 
+from apply_patch import apply, read_hunks
 from llama_images.adapters.git import GitSourceTree
 from llama_images.adapters.patch_files import load_series
 from llama_images.adapters.process import SystemPrograms
@@ -167,3 +168,36 @@ def test_a_damaged_file_is_mended_from_the_mirror_alone(
     assert tree.checkout(source, series) == patched
     assert target.read_bytes() == before
     assert (patched.path / "licenses").is_dir()
+
+
+def copied(stock: CheckedOut, patches: Sequence[Path], folder: Path) -> Path:
+    """The files of the pinned tree that the patches touch, before any of them."""
+    touched = {hunk.path for patch in patches for hunk in read_hunks(patch.read_text(), patch.name)}
+    for path in touched:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(stock.path / path, folder / path)
+    return folder
+
+
+def test_the_proof_applies_the_series_as_git_does(
+    stock: CheckedOut, patched: CheckedOut, series: PatchSeries, source: Source, tmp_path: Path
+) -> None:
+    patches = [ROOT / "patches" / source.series / patch.name for patch in series.patches]
+    apply(copied(stock, patches, tmp_path), patches)
+    for path in series.files:
+        assert (tmp_path / path).read_bytes() == (patched.path / path).read_bytes(), path
+
+
+@pytest.mark.parametrize("extra", [None, "broken-copy", "broken-pointer", "broken-kv", "router"])
+def test_what_the_proof_puts_on_top_of_the_series_applies(
+    stock: CheckedOut, series: PatchSeries, source: Source, tmp_path: Path, extra: str | None
+) -> None:
+    proof = ROOT / "tests" / "gpu" / "proof"
+    carried = [ROOT / "patches" / source.series / patch.name for patch in series.patches]
+    patches = [*carried, proof / "debug-logits.patch", *([proof / f"{extra}.patch"] if extra else [])]
+    apply(copied(stock, patches, tmp_path), patches)
+
+
+def test_what_dumps_logits_applies_to_the_pin_alone(stock: CheckedOut, tmp_path: Path) -> None:
+    patch = ROOT / "tests" / "gpu" / "proof" / "debug-logits.patch"
+    apply(copied(stock, [patch], tmp_path), [patch])
