@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from gpu_proof.runs import Ran
-from llama_images.validators import Check, Run, RunUnreadable, judge, parse_run
+from llama_images.runs import Run, RunUnreadable, parse_run
+from llama_images.validators import Check, judge
 
 _EXPECTED: Final[frozenset[Check]] = frozenset({"sc", "devsample"})
 
