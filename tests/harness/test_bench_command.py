@@ -157,7 +157,7 @@ def test_a_document_is_drawn_again_without_running_anything(tmp_path: Path) -> N
         (("--engine", "host", "--gpus", "two"), '--gpus "two": it is a number', "CPU"),
         (("--engine", "host", "--workload", "lon"), '--workload "lon"', "short or long"),
         (("--from-json", "/nonexistent.json"), "/nonexistent.json: can't be read", "bench.json"),
-        (("--engine", "hos"), '"hos" is not a container engine', "docker, podman"),
+        (("--engine", "hos"), '"hos" is not a container engine', "docker or podman"),
     ],
 )
 def test_wrong_use_is_told_in_two_lines(
