@@ -189,8 +189,8 @@ def test_stock_and_patched_differ_only_where_they_should(
     stock = root_files(engine, built["stock"].reference, tmp_path)
     assert set(patched) == set(stock)
     different = {path for path in patched if patched[path] != stock[path]}
-    # The program, its options and the model are patched; libggml-base holds the commit that --version prints of ggml. No
-    # CPU backend is touched.
+    # The program, its options and the model are patched; libggml-base holds the commit that --version prints
+    # of ggml. No CPU backend is touched.
     patched_objects = {"app/llama-diffusion-cli", "app/libllama-common.so.0", "app/libllama.so.0"}
     assert patched_objects <= different
     assert different <= {*patched_objects, "app/libggml-base.so.0"}
