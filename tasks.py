@@ -47,7 +47,7 @@ from llama_images.matrix import FLAVORS, Source, load_matrix
 from llama_images.models import choose_model
 from llama_images.plan import Plan, choose, choose_platform, make_plan
 from llama_images.platforms import platform_of
-from llama_images.ports import Engine
+from llama_images.ports import Engine, Programs, Reporter
 from llama_images.render import drift, drifted_paths, series_of
 from llama_images.selection import Target, local_reference, make_target, select
 from llama_images.synthetic import write_model
@@ -147,10 +147,12 @@ def _workshop(matrix_file: str | None = None) -> Workshop:
         series=LazySeries(patches, (source.series for source in matrix.sources.values())),
         programs=programs,
         reporter=reporter,
-        source_tree=GitSourceTree(
-            programs=programs, cache=cache_folder(), reporter=reporter, patches=patches
-        ),
+        source_tree=_source_tree(programs, reporter),
     )
+
+
+def _source_tree(programs: Programs, reporter: Reporter) -> GitSourceTree:
+    return GitSourceTree(programs=programs, cache=cache_folder(), reporter=reporter, patches=ROOT / "patches")
 
 
 def _engine(shop: Workshop, name: str | None, builder: str | None = None) -> Engine:
@@ -178,7 +180,6 @@ def _check_words(shop: Workshop, words: Sequence[str], flavors: Sequence[str], b
 def _plan_for(
     shop: Workshop, words: Sequence[str], flavors: Sequence[str], base: str | None, platform: str
 ) -> Plan:
-    _check_words(shop, words, flavors, base)
     selection = choose(shop.matrix, words, flavors=flavors, base=base, platform=platform, native=_native)
     plan = make_plan(selection, series=shop.series, platform=platform)
     for reason in plan.left_out:
@@ -211,6 +212,7 @@ def matrix_task(c: Context, json: bool = False, file: str = "") -> None:
 def plan(c: Context, arch: list[str], flavor: list[str], base: str = "", json: bool = False) -> None:
     """What a build would do, doing none of it."""
     shop = _workshop()
+    _check_words(shop, arch, flavor, base or None)
     made = _plan_for(shop, arch, flavor, base or None, platform_of(machine.machine()))
     if json:
         print(dumps(made.as_json(), indent=2))
@@ -293,9 +295,7 @@ def _source(shop: Workshop, name: str) -> Source:
 
 def _series_adapters(shop: Workshop) -> tuple[GitSeriesTrees, GitSeriesWork]:
     git = Git(shop.programs, shop.cache / "source", shop.environment)
-    trees = GitSourceTree(
-        programs=shop.programs, cache=shop.cache, reporter=shop.reporter, patches=ROOT / "patches"
-    )
+    trees = _source_tree(shop.programs, shop.reporter)
     return (
         GitSeriesTrees(git, trees, shop.reporter),
         GitSeriesWork(git, trees, shop.cache, shop.reporter),
@@ -670,14 +670,14 @@ def bench(
     else:
         now = datetime.now(UTC)
         folder = Path(out or shop.cache / "bench" / f"{now:%Y%m%dT%H%M%SZ}").expanduser().absolute()
-        present = NvidiaGpus().gpus()
+        gpu_library = NvidiaGpus()
+        present = gpu_library.gpus()
         chosen = None if engine == HOST else _engine(shop, engine or None)
         targets: Sequence[Target] = ()
         if chosen is not None:
-            platform = chosen.info().platform
-            targets = both_flavors(
-                _plan_for(shop, [arch] if arch else [], list(FLAVORS), base or None, platform)
-            )
+            words = [arch] if arch else []
+            _check_words(shop, words, FLAVORS, base or None)
+            targets = both_flavors(_plan_for(shop, words, FLAVORS, base or None, chosen.info().platform))
         request = BenchRequest(
             places=places_of(gpus, present=len(present), targets=targets),
             workloads=workloads_of(workload),
@@ -688,7 +688,7 @@ def bench(
             taken_at=f"{now:%Y-%m-%dT%H:%M:%SZ}",
             hardware=Hardware(
                 gpus=tuple(described(gpu) for gpu in present),
-                driver=NvidiaGpus().driver_version(),
+                driver=gpu_library.driver_version(),
                 processor=processor(),
                 engine=HOST if chosen is None else f"{chosen.info().name} {chosen.info().version}",
             ),

@@ -22,7 +22,6 @@ from llama_images.adapters.git_messages import moved_hunks, why_not_applied
 from llama_images.adapters.git_mirror import Entry, Mirror, Origin, find_origin
 from llama_images.adapters.git_program import DamagedError, Git, full_disk
 from llama_images.adapters.locks import locked
-from llama_images.adapters.patch_files import load_series
 from llama_images.adapters.trees import Identity, TreeStore
 from llama_images.errors import CheckFailed, OutsideError, UsageError
 from llama_images.patch_series import Patch, PatchSeries, is_within
@@ -66,10 +65,6 @@ class GitSourceTree:
         self._patches = patches
         self._git = Git(programs, self._cache / "source", os.environ if environ is None else environ)
         self._trees = TreeStore(self._cache / "trees")
-
-    def series(self, source: Source) -> PatchSeries:
-        """The carried patches of a source; raises as ``patch_files.load_series`` does."""
-        return load_series(self._patches / source.series)
 
     def checkout(self, source: Source, series: PatchSeries | None, *, repo: str | None = None) -> CheckedOut:
         """Bring the tree into the cache and return where it lies; see ``ports.SourceTree.checkout``.
