@@ -7,12 +7,22 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Final, Literal, TypeVar, get_args
 
-from pydantic import AfterValidator, AwareDatetime, BeforeValidator, WithJsonSchema, WrapSerializer
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BeforeValidator,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    WithJsonSchema,
+    WrapSerializer,
+)
 from pydantic.config import JsonDict
-from pydantic_core import PydanticCustomError
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 Flavor = Literal["patched", "stock"]
 Family = Literal["volta", "turing", "ampere", "ada", "hopper", "blackwell"]
@@ -258,39 +268,33 @@ def parse_date(value: object) -> object:
 Date = Annotated[AwareDatetime, BeforeValidator(parse_date)]
 
 
-def within(low: float, high: float, right: str) -> AfterValidator:
-    """A number from ``low`` to ``high``, both taken; ``right`` says what would be right."""
+@dataclass(frozen=True, slots=True)
+class Within:
+    """A number from ``low`` to ``high``, both taken, for the reader and the schema alike."""
 
-    def check(value: float) -> float:
-        if not low <= value <= high:
-            raise mistake(right)
+    low: float
+    high: float
+    right: str
+    """What would be right, for the one who wrote something else."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._check, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {**handler(schema), "minimum": self.low, "maximum": self.high}
+
+    def _check(self, value: float) -> float:
+        if not self.low <= value <= self.high:
+            raise mistake(self.right)
         return value
 
-    return AfterValidator(check)
 
-
-Ratio = Annotated[
-    float,
-    within(1, 100, "a ratio from 1 to 100 is needed, such as 1.5"),
-    WithJsonSchema({"type": "number", "minimum": 1, "maximum": 100}),
-]
+Ratio = Annotated[float, Within(1, 100, "a ratio from 1 to 100 is needed, such as 1.5")]
 Milliseconds = Annotated[
-    float,
-    within(0.01, 100_000, "a time in milliseconds is needed, from 0.01 to 100000"),
-    WithJsonSchema({"type": "number", "minimum": 0.01, "maximum": 100_000}),
+    float, Within(0.01, 100_000, "a time in milliseconds is needed, from 0.01 to 100000")
 ]
-Percent = Annotated[
-    float,
-    within(0, 100, "a percentage from 0 to 100 is needed"),
-    WithJsonSchema({"type": "number", "minimum": 0, "maximum": 100}),
-]
-GpuCount = Annotated[
-    int,
-    within(1, 16, "a number of GPUs from 1 to 16 is needed"),
-    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 16}),
-]
-Gibibytes = Annotated[
-    int,
-    within(1, 4096, "a memory size in whole GiB is needed, such as 16"),
-    WithJsonSchema({"type": "integer", "minimum": 1, "maximum": 4096}),
-]
+Percent = Annotated[float, Within(0, 100, "a percentage from 0 to 100 is needed")]
+GpuCount = Annotated[int, Within(1, 16, "a number of GPUs from 1 to 16 is needed")]
+Gibibytes = Annotated[int, Within(1, 4096, "a memory size in whole GiB is needed, such as 16")]
