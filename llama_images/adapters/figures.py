@@ -172,15 +172,8 @@ def _draw_steps(axis: Axes, panel: Panel, chart: Chart) -> None:
             axis.plot(
                 [group.left + 0.5 for group in run],
                 [group.median_ms for group in run],
-                color=style.colour,
-                linestyle=style.line,
-                linewidth=1.6,
-                marker=style.marker,
-                markersize=6.5,
-                markerfacecolor=style.fill,
-                markeredgecolor=style.colour,
-                markeredgewidth=1.4,
                 zorder=4,
+                **_median_line(style),
             )
     _label_ends(axis, panel)
     if panel.missing:
@@ -286,18 +279,20 @@ def _legend(flavors: Sequence[str]) -> Iterator[Any]:
 
     for number, flavor in enumerate(flavors):
         style = _STYLES[number % len(_STYLES)]
-        yield Line2D(
-            [],
-            [],
-            label=f"{flavor}, median and single steps",
-            color=style.colour,
-            linestyle=style.line,
-            linewidth=1.6,
-            marker=style.marker,
-            markersize=6.5,
-            markerfacecolor=style.fill,
-            markeredgewidth=1.4,
-        )
+        yield Line2D([], [], label=f"{flavor}, median and single steps", **_median_line(style))
+
+
+def _median_line(style: _Style) -> dict[str, Any]:
+    """Of a flavor's medians, in the drawing and in its legend."""
+    return {
+        "color": style.colour,
+        "linestyle": style.line,
+        "linewidth": 1.6,
+        "marker": style.marker,
+        "markersize": 6.5,
+        "markerfacecolor": style.fill,
+        "markeredgewidth": 1.4,
+    }
 
 
 def _number(value: float) -> str:
