@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import datetime as dt
 import os
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 from llama_images.adapters.git import GitSourceTree
@@ -18,12 +16,10 @@ from llama_images.adapters.series_work import GitSeriesWork
 from llama_images.matrix import Source
 from llama_images.patch_format import format_patch
 from llama_images.patch_series import PatchSeries
-from llama_images.ports import Activity, Finished, Programs
+from llama_images.ports import Programs
+from tests.patches.seen import DATE, NOWHERE, Lines
 
-DATE = dt.datetime(2026, 6, 11, 16, 49, 3, tzinfo=dt.UTC)
 PATHS = ("CMakeLists.txt", "src")
-NOWHERE = "https://127.0.0.1:1/llama.cpp"
-"""Refuses connections at once."""
 BODY = "What: a.\n\nWhy: b,\n#1 at the start of a line is no comment.\n\nProven: c.\n\nUpstream status: no."
 LINES = [f"line {number}" for number in range(1, 61)]
 
@@ -55,64 +51,6 @@ def changed(**lines: str) -> str:
     """src/a.cpp with some lines replaced: ``line10="ten"``; an empty text removes one."""
     new = [lines.get(line.replace(" ", ""), line) for line in LINES]
     return "".join(f"{line}\n" for line in new if line)
-
-
-class Lines:
-    """A reporter that remembers."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.warnings: list[str] = []
-
-    def line(self, text: str) -> None:
-        self.lines.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-    @contextlib.contextmanager
-    def activity(self, label: str) -> Iterator[Activity]:
-        yield _Silent()
-
-
-class _Silent:
-    def update(self, text: str) -> None:
-        assert "\n" not in text
-
-
-class Watched:
-    """The machine's programs; ``before`` and ``after`` see each command, and may raise."""
-
-    def __init__(
-        self,
-        *,
-        before: Callable[[Sequence[str]], None] = lambda _argv: None,
-        after: Callable[[Sequence[str]], None] = lambda _argv: None,
-    ) -> None:
-        self._before = before
-        self._after = after
-        self._programs = SystemPrograms()
-
-    def find(self, name: str) -> tuple[Path, ...]:
-        return self._programs.find(name)
-
-    def run(
-        self,
-        argv: Sequence[str],
-        *,
-        cwd: Path | None = None,
-        env: Mapping[str, str] | None = None,
-        stdin: bytes | None = None,
-        timeout: float | None = None,
-        on_line: Callable[[str], None] | None = None,
-        log: Path | None = None,
-    ) -> Finished:
-        self._before(argv)
-        finished = self._programs.run(
-            argv, cwd=cwd, env=env, stdin=stdin, timeout=timeout, on_line=on_line, log=log
-        )
-        self._after(argv)
-        return finished
 
 
 class Upstream:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime as dt
 import errno
 import os
@@ -12,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -23,11 +22,11 @@ from llama_images.adapters.trees import TreeStore
 from llama_images.errors import CheckFailed, OutsideError, UsageError
 from llama_images.matrix import Source
 from llama_images.patch_series import PatchSeries, make_series
-from llama_images.ports import Activity, CheckedOut, Finished, Programs
+from llama_images.ports import CheckedOut, Finished, Programs
+from tests.patches.seen import DATE, NOWHERE, Lines, Watched
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 
-DATE = dt.datetime(2026, 6, 11, 16, 49, 3, tzinfo=dt.UTC)
 LINES = "".join(f"line {number}\n" for number in range(1, 61))
 PATHS = ("CMakeLists.txt", "src", "tools/CMakeLists.txt")
 FILES = {
@@ -38,8 +37,6 @@ FILES = {
     "src/crlf.txt",
     "tools/CMakeLists.txt",
 }
-NOWHERE = "https://127.0.0.1:1/llama.cpp"
-"""Refuses connections at once."""
 IDENTITY = {
     "GIT_AUTHOR_NAME": "a",
     "GIT_AUTHOR_EMAIL": "a@example.org",
@@ -55,60 +52,6 @@ def git(*words: str | Path) -> str:
         ["git", *map(str, words)], check=True, capture_output=True, text=True, env=os.environ | IDENTITY
     )
     return finished.stdout.strip()
-
-
-class Lines:
-    """A reporter that remembers."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-        self.warnings: list[str] = []
-        self.activities: list[str] = []
-
-    def line(self, text: str) -> None:
-        self.lines.append(text)
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-    @contextlib.contextmanager
-    def activity(self, label: str) -> Iterator[Activity]:
-        self.activities.append(label)
-        yield _Silent()
-
-
-class _Silent:
-    def update(self, text: str) -> None:
-        assert "\n" not in text
-
-
-class Tampered:
-    """The machine's programs; ``before`` sees each command first, and what it returns replaces the result."""
-
-    def __init__(self, before: Callable[[Sequence[str]], Finished | None]) -> None:
-        self._before = before
-        self._programs = SystemPrograms()
-
-    def find(self, name: str) -> tuple[Path, ...]:
-        return self._programs.find(name)
-
-    def run(
-        self,
-        argv: Sequence[str],
-        *,
-        cwd: Path | None = None,
-        env: Mapping[str, str] | None = None,
-        stdin: bytes | None = None,
-        timeout: float | None = None,
-        on_line: Callable[[str], None] | None = None,
-        log: Path | None = None,
-    ) -> Finished:
-        instead = self._before(argv)
-        if instead is not None:
-            return instead
-        return self._programs.run(
-            argv, cwd=cwd, env=env, stdin=stdin, timeout=timeout, on_line=on_line, log=log
-        )
 
 
 class Upstream:
@@ -388,7 +331,7 @@ def test_with_everything_in_the_cache_no_program_is_started(
 ) -> None:
     first = tree.checkout(upstream.source(), GOOD, repo=str(upstream.path))
     inode = (first.path / "src/a.cpp").stat().st_ino
-    assert adapter(cache, lines, Tampered(no_program)).checkout(upstream.source(), GOOD) == first
+    assert adapter(cache, lines, Watched(before=no_program)).checkout(upstream.source(), GOOD) == first
     assert (first.path / "src/a.cpp").stat().st_ino == inode
 
 
@@ -467,7 +410,7 @@ def test_a_tree_that_was_only_moved_to_another_disk_is_kept(
     out = tree.checkout(upstream.source(), None, repo=str(upstream.path))
     copy = cache.with_name("copy")
     shutil.copytree(cache, copy)  # keeps times and modes, but not the inodes' change times
-    programs = Tampered(no_program)
+    programs = Watched(before=no_program)
     for _ in range(2):
         again = adapter(copy, lines, programs).checkout(upstream.source(), None)
         assert again.path == copy / "trees" / out.path.name
@@ -517,7 +460,9 @@ def test_ctrl_c_leaves_nothing_half_made(cache: Path, lines: Lines, upstream: Up
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        adapter(cache, lines, Tampered(interrupt)).checkout(upstream.source(), GOOD, repo=str(upstream.path))
+        adapter(cache, lines, Watched(before=interrupt)).checkout(
+            upstream.source(), GOOD, repo=str(upstream.path)
+        )
     assert nothing_half_made(cache)
     out = adapter(cache, lines).checkout(upstream.source(), GOOD, repo=str(upstream.path))
     assert files_below(out.path) == FILES | {"src/new.sh"}
@@ -551,7 +496,7 @@ def test_a_mirror_that_was_only_begun_is_completed(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        adapter(cache, lines, Tampered(stop)).checkout(upstream.source(), None, repo=str(upstream.path))
+        adapter(cache, lines, Watched(before=stop)).checkout(upstream.source(), None, repo=str(upstream.path))
     lines.activities.clear()
     assert files_below(tree.checkout(upstream.source(), None, repo=str(upstream.path)).path) == FILES
     assert len(lines.activities) == 1  # the commit was there; only the files were fetched
@@ -603,7 +548,7 @@ def test_a_full_disk_told_by_git_is_said_so(cache: Path, lines: Lines, upstream:
         )
 
     with pytest.raises(OutsideError, match=r"the disk that holds .* is full"):
-        adapter(cache, lines, Tampered(full)).checkout(upstream.source(), None, repo=str(upstream.path))
+        adapter(cache, lines, Watched(before=full)).checkout(upstream.source(), None, repo=str(upstream.path))
 
 
 def test_a_cache_that_is_a_file_is_said_so(tmp_path: Path, lines: Lines, upstream: Upstream) -> None:
@@ -767,7 +712,7 @@ def test_a_transfer_that_breaks_off_is_tried_again(
         return Finished(argv=tuple(argv), returncode=128, stdout=b"", stderr=b"fatal: early EOF\n")
 
     with pytest.raises(OutsideError, match="early EOF"):
-        adapter(cache, lines, Tampered(break_off)).checkout(upstream.source(), None)
+        adapter(cache, lines, Watched(before=break_off)).checkout(upstream.source(), None)
     assert len(tries) == 3
 
 

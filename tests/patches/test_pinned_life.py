@@ -25,7 +25,8 @@ from llama_images.patch_format import format_patch
 from llama_images.patch_series import PatchSeries
 from llama_images.series_ports import Conflict
 from llama_images.workflows.series import export_series
-from tests.patches.series_repo import BODY, Lines, git
+from tests.patches.seen import Lines
+from tests.patches.series_repo import BODY, git
 
 ROOT = Path(__file__).resolve().parents[2]
 MATRIX = load_matrix(ROOT / "matrix.yaml")

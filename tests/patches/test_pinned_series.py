@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import platformdirs
@@ -19,35 +18,13 @@ from llama_images.adapters.process import SystemPrograms
 from llama_images.errors import CheckFailed
 from llama_images.matrix import Source, load_matrix
 from llama_images.patch_series import PatchSeries, make_series
-from llama_images.ports import Activity, CheckedOut
+from llama_images.ports import CheckedOut
+from tests.patches.seen import Lines
 
 ROOT = Path(__file__).resolve().parents[2]
 MATRIX = load_matrix(ROOT / "matrix.yaml")
 
 pytestmark = [pytest.mark.source, pytest.mark.parametrize("name", sorted(MATRIX.sources), scope="module")]
-
-
-class Warnings:
-    """A reporter that remembers what it was warned of."""
-
-    def __init__(self) -> None:
-        self.warnings: list[str] = []
-
-    def line(self, text: str) -> None:
-        assert "\n" not in text
-
-    def warn(self, text: str) -> None:
-        self.warnings.append(text)
-
-    @contextlib.contextmanager
-    def activity(self, label: str) -> Iterator[Activity]:
-        self.line(label)
-        yield _Silent()
-
-
-class _Silent:
-    def update(self, text: str) -> None:
-        assert "\n" not in text
 
 
 @pytest.fixture(scope="module")
@@ -69,12 +46,12 @@ def cache(source: Source, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reporter(source: Source) -> Warnings:
-    return Warnings()
+def reporter(source: Source) -> Lines:
+    return Lines()
 
 
 @pytest.fixture(scope="module")
-def tree(cache: Path, reporter: Warnings) -> GitSourceTree:
+def tree(cache: Path, reporter: Lines) -> GitSourceTree:
     return GitSourceTree(SystemPrograms(), cache, reporter, ROOT / "patches")
 
 
@@ -112,7 +89,7 @@ def test_the_tree_is_the_pinned_one_without_models_tests_and_web_interface(
     assert sorted(each.name for each in (stock.path / "tools").iterdir()) == ["CMakeLists.txt"]
 
 
-def test_the_series_applies_where_it_says(patched: CheckedOut, stock: CheckedOut, reporter: Warnings) -> None:
+def test_the_series_applies_where_it_says(patched: CheckedOut, stock: CheckedOut, reporter: Lines) -> None:
     assert patched.patched_tree != stock.patched_tree
     assert patched.tree == stock.tree
     assert reporter.warnings == []  # no hunk is even a line off

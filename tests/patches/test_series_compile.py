@@ -18,7 +18,8 @@ from llama_images.patch_series import PatchSeries
 from llama_images.ports import Programs
 from llama_images.workflows.series import CheckedSeries, check_series, raise_for
 from llama_images.workflows.workshop import Workshop
-from tests.patches.series_repo import Bench, Upstream, Watched
+from tests.patches.seen import Watched
+from tests.patches.series_repo import Bench, Upstream
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -20,7 +20,8 @@ import pytest
 from llama_images.errors import LlamaImagesError, OutsideError, UsageError
 from llama_images.patch_series import PatchSeries
 from llama_images.series_ports import Conflict
-from tests.patches.series_repo import BODY, IDENTITY, Bench, Upstream, Watched, changed, git
+from tests.patches.seen import Watched
+from tests.patches.series_repo import BODY, IDENTITY, Bench, Upstream, changed, git
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 
