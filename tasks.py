@@ -30,7 +30,9 @@ from llama_images.adapters.engines import choose_engine
 from llama_images.adapters.figures import MatplotlibArtist
 from llama_images.adapters.git import GitSourceTree
 from llama_images.adapters.git_program import Git
+from llama_images.adapters.gpu_memory import CudaMemory
 from llama_images.adapters.gpus import NvidiaGpus
+from llama_images.adapters.host import HostProgram
 from llama_images.adapters.hub import HuggingFaceHub
 from llama_images.adapters.machine import processor
 from llama_images.adapters.patch_files import LazySeries, PatchFolders
@@ -43,14 +45,16 @@ from llama_images.adapters.series_work import GitSeriesWork
 from llama_images.adapters.upstreams import PublicUpstreams
 from llama_images.bench import Hardware
 from llama_images.errors import CheckFailed, LlamaImagesError, UsageError
+from llama_images.evidence import TOO_FEW_GPUS, Evidence
 from llama_images.matrix import FLAVORS, Source, load_matrix
+from llama_images.model_files import HashedModel, hashed_model
 from llama_images.models import choose_model
 from llama_images.plan import Plan, choose, choose_platform, make_plan
 from llama_images.platforms import platform_of
 from llama_images.ports import Engine, Programs, Reporter
 from llama_images.render import drift, drifted_paths, series_of
 from llama_images.selection import Target, local_reference, make_target, select
-from llama_images.synthetic import write_model
+from llama_images.synthetic import ModelInfo, Size, write_model
 from llama_images.words import counted
 from llama_images.workflows.bench import (
     HOST,
@@ -71,7 +75,9 @@ from llama_images.workflows.checks import run_checks
 from llama_images.workflows.demo import DemoLog
 from llama_images.workflows.demo import demo as run_demo
 from llama_images.workflows.fetch import fetch_model
+from llama_images.workflows.logical import logical_gpus_library
 from llama_images.workflows.pins import update_pins
+from llama_images.workflows.records import write_evidence
 from llama_images.workflows.series import (
     check_series,
     export_series,
@@ -80,6 +86,8 @@ from llama_images.workflows.series import (
     rebase_report,
 )
 from llama_images.workflows.smoke import smoke as run_smoke
+from llama_images.workflows.subjects import Subject, binary_subject, image_subject
+from llama_images.workflows.suite import MEANT, SOAK_SECONDS, Rig, SuiteOptions, find_gpus, run_suite
 from llama_images.workflows.workshop import Workshop, built_image, write_or_remove
 
 ROOT = Path(__file__).resolve().parent
@@ -545,6 +553,164 @@ def _smoke_all(shop: Workshop, engine: Engine, made: Plan) -> None:
         )
 
 
+@task(
+    name="test",
+    iterable=["arch", "flavor"],
+    help={
+        **_SELECT_HELP,
+        "gpus": f"how many GPUs the tests are about, {MEANT} by default",
+        "model": "a GGUF file; the synthetic model by default, of full size on GPUs and tiny without",
+        "engine": "docker or podman, the first that answers by default; host runs --binary as it is",
+        "binary": "with --engine host: the program to test",
+        "stock_binary": "with --engine host: the same program without the series, to compare times with",
+        "require_gpu": "fail, not skip, where there are too few GPUs",
+        "logical_gpus": "make one card look like so many GPUs",
+        "soak": "two hours more of the same two prompts",
+        "out": "folder for the evidence; evidence/ in the cache by default",
+    },
+)
+@_command
+def run_tests(
+    c: Context,
+    arch: list[str],
+    flavor: list[str],
+    base: str = "",
+    gpus: str = "",
+    model: str = "",
+    engine: str = "",
+    binary: str = "",
+    stock_binary: str = "",
+    require_gpu: bool = False,
+    logical_gpus: str = "",
+    soak: bool = False,
+    out: str = "",
+) -> None:
+    """Test images by running them: on GPUs, or cpu without; leaves a JSON document and JUnit XML."""
+    if gpus and logical_gpus:
+        raise UsageError("--gpus and --logical-gpus both say how many", hint="give one of the two")
+    meant = _count(logical_gpus, "--logical-gpus") or _count(gpus, "--gpus") or MEANT
+    shop = _workshop()
+    options = SuiteOptions(
+        gpus=meant,
+        logical=logical_gpus_library(shop) if logical_gpus else None,
+        soak_seconds=SOAK_SECONDS if soak else 0.0,
+    )
+    if engine == "host":
+        subjects = [_binary(shop, arch, flavor, base or None, binary, stock_binary)]
+        name, platform = "host", platform_of(machine.machine())
+    else:
+        if binary or stock_binary:
+            raise UsageError("--binary is for --engine host", hint="images are tested as they are")
+        chosen = _engine(shop, engine or None)
+        info = chosen.info()
+        name, platform = f"{info.name} {info.version}", info.platform
+        targets = _plan_for(shop, arch, flavor, base or None, platform).targets
+        subjects = [image_subject(chosen, one, _stock_of(shop, one)) for one in targets]
+    folder = Path(out).expanduser() if out else shop.cache / "evidence"
+    results = [
+        _test_one(shop, one, options, Path(model) if model else None, name, platform, folder)
+        for one in subjects
+    ]
+    failed = [f"{result.subject.name}: {case.name}" for result in results for case in result.failed]
+    if failed:
+        raise CheckFailed(
+            f"{len(failed)} case(s) failed: {', '.join(failed[:4])}" + (" …" if len(failed) > 4 else ""),
+            hint=f"the lines marked FAIL above say what; raw output is in {shop.cache / 'logs'}",
+        )
+    if require_gpu and any(result.short_of_gpus for result in results):
+        raise CheckFailed(f"--require-gpu: {TOO_FEW_GPUS} here, so cases were skipped")
+
+
+def _count(word: str, option: str) -> int:
+    """A number of GPUs; 0 where nothing is given."""
+    if not word:
+        return 0
+    if not word.isdecimal() or not 1 <= int(word) <= 16:
+        raise UsageError(f"{option} {word}: a number of GPUs from 1 to 16 is needed")
+    return int(word)
+
+
+def _stock_of(shop: Workshop, target: Target) -> Target:
+    return make_target(
+        shop.matrix,
+        target.architecture.name,
+        flavor="stock",
+        base=target.base.name,
+        source=target.source.name,
+    )
+
+
+def _binary(
+    shop: Workshop, arch: Sequence[str], flavor: Sequence[str], base: str | None, binary: str, stock: str
+) -> Subject:
+    if not binary:
+        raise UsageError("--engine host needs --binary", hint="name the llama-diffusion-cli to test")
+    if len(arch) > 1 or len(flavor) > 1:
+        raise UsageError(
+            "a binary is of one architecture and one flavor", hint="give --arch and --flavor once"
+        )
+    target = None
+    if arch:
+        platform = platform_of(machine.machine())
+        (target, *more) = _plan_for(shop, arch, flavor, base, platform).targets
+        if more:
+            raise UsageError(f"--arch {arch[0]} is more than one architecture", hint="name the binary's own")
+    kind = make_target(shop.matrix, "cpu", flavor=flavor[0] if flavor else None).flavor
+    program = HostProgram(shop.programs, Path(binary))
+    return binary_subject(
+        program,
+        name=program.name if target is None else target.id,
+        sha256=program.sha256(),
+        flavor=kind,
+        target=target,
+        stock=HostProgram(shop.programs, Path(stock)) if stock else None,
+        on_gpus=target is None or target.toolkit is not None,
+    )
+
+
+def _test_one(
+    shop: Workshop,
+    subject: Subject,
+    options: SuiteOptions,
+    model: Path | None,
+    engine: str,
+    platform: str,
+    folder: Path,
+) -> Evidence:
+    found, driver = (
+        find_gpus(NvidiaGpus(), os.environ.get("CUDA_VISIBLE_DEVICES")) if subject.on_gpus else ((), None)
+    )
+    rig = Rig(
+        engine=engine,
+        platform=platform,
+        gpus=found,
+        driver=driver,
+        memory=CudaMemory(),
+        model=_test_model(shop, model, full=subject.on_gpus) if found or not subject.on_gpus else None,
+    )
+    written: list[Path] = []
+    result = run_suite(
+        shop, subject, rig, options, save=lambda evidence: written.append(write_evidence(folder, evidence))
+    )
+    shop.reporter.line(tables.suite_table(result))
+    shop.reporter.line(f"evidence: {written[-1]}")
+    return result
+
+
+def _test_model(shop: Workshop, model: Path | None, *, full: bool) -> HashedModel:
+    if model is None:
+        size: Size = "full" if full else "tiny"
+        path = shop.cache / "models" / f"{size}.gguf"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        model = _synthetic(shop.reporter, size, path).path
+    with shop.reporter.activity(f"hash of {model.name}") as activity:
+        return hashed_model(
+            model,
+            shop.cache / "models" / "hashes.json",
+            on_progress=lambda done, total: activity.update(f"{done / 1e6:.0f} of {total / 1e6:.0f} MB"),
+        )
+
+
 @task(iterable=["arch", "flavor"], help={**_SELECT_HELP, **_ENGINE_HELP, **_JSON_HELP})
 @_command
 def layers(
@@ -575,14 +741,20 @@ def synthetic(c: Context, out: str, size: str = "tiny", seed: str = "1") -> None
         raise UsageError(f"--size {size}: there is no such size", hint="tiny or full")
     number = _number(seed, "--seed")
     reporter = ConsoleReporter()
+    info = _synthetic(
+        reporter, "tiny" if size == "tiny" else "full", Path(out), seed=1 if number is None else number
+    )
+    reporter.line(f"{info.path}: {info.bytes} bytes, sha256 {info.sha256}")
+
+
+def _synthetic(reporter: Reporter, size: Size, path: Path, *, seed: int = 1) -> ModelInfo:
     with reporter.activity(f"model {size}") as activity:
-        info = write_model(
-            "tiny" if size == "tiny" else "full",
-            Path(out),
-            seed=1 if number is None else number,
+        return write_model(
+            size,
+            path,
+            seed=seed,
             on_progress=lambda done, total: activity.update(f"{done / 1e6:.0f} of {total / 1e6:.0f} MB"),
         )
-    reporter.line(f"{info.path}: {info.bytes} bytes, sha256 {info.sha256}")
 
 
 @task(
@@ -760,7 +932,9 @@ def check(c: Context, fix: bool = False) -> None:
 
 
 def _namespace() -> Collection:
-    top = Collection(matrix_task, plan, render, source, base, build, smoke_task, bench, layers, demo, check)
+    top = Collection(
+        matrix_task, plan, render, source, base, build, smoke_task, run_tests, bench, layers, demo, check
+    )
     top.add_collection(
         Collection("patches", patches_list, patches_check, patches_status, patches_rebase, patches_export)
     )

@@ -67,6 +67,8 @@ class SameReply:
     """The reply of another case, byte for byte."""
 
     case: str
+    otherwise: str | None = None
+    """Another one to compare with, where that is skipped here."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,7 +136,7 @@ Demand: TypeAlias = (
 
 # --- a case ---------------------------------------------------------------------------------------
 
-ModelFile: TypeAlias = Literal["whole", "missing", "unreadable", "truncated", "of another architecture"]
+ModelKind: TypeAlias = Literal["whole", "missing", "unreadable", "truncated", "of another architecture"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,7 +166,7 @@ class Case:
     demands: tuple[Demand, ...]
     environment: Mapping[str, str] = field(default_factory=dict)
     stdin: bytes | None = None
-    model: ModelFile = "whole"
+    model: ModelKind = "whole"
     memory: MemoryLimit | None = None
     interrupt_on: str | None = None
     """Text at which the program gets what Ctrl-C sends."""
@@ -326,7 +328,7 @@ def _replies(gpus: int, flavor: Flavor) -> list[Case]:
             cases.append(_generation(name, about, flavor, OnGpus(count=gpus), prompt, same))
     if gpus == 1:
         return cases
-    same = SameReply(case="reply-512-1gpu")
+    same = SameReply(case="reply-512-1gpu", otherwise=f"reply-512-{gpus}gpu")
     cases += [
         _generation(
             "reply-512-ts-" + "-".join(map(str, shares)),
@@ -553,7 +555,7 @@ def cpu_cases(flavor: Flavor) -> tuple[Case, ...]:
             demands=(Says(words="input too long ("),),
         ),
     ]
-    broken: tuple[tuple[ModelFile, str], ...] = (
+    broken: tuple[tuple[ModelKind, str], ...] = (
         ("missing", "No such file or directory"),
         ("unreadable", "Permission denied"),
         ("truncated", "corrupted or incomplete"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import TypeAlias, assert_never
 
@@ -63,6 +63,8 @@ class Surroundings:
     """Name and memory in bytes of the GPUs that the program sees."""
     outcomes: Mapping[str, Outcome] = field(default_factory=dict)
     """Of the cases before."""
+    skipped: Set[str] = frozenset()
+    """Those of them that were not run here, for a reason that is no fault."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,12 +93,22 @@ def judge_case(case: Case, outcome: Outcome, around: Surroundings) -> Judgement:
             some, said = _thresholds(demand, outcome, case.name, around)
             verdicts += some
             notes += said
+        elif isinstance(demand, SameReply) and _other(demand, around) is None:
+            notes.append(f"not compared with the reply of {demand.case}, which was skipped")
         else:
-            verdicts += _verdicts(demand, outcome, around.outcomes)
+            verdicts += _verdicts(demand, outcome, around)
     return Judgement(verdicts=tuple(verdicts), notes=tuple(notes))
 
 
-def _verdicts(demand: _Plain, outcome: Outcome, outcomes: Mapping[str, Outcome]) -> Sequence[Verdict]:
+def _other(demand: SameReply, around: Surroundings) -> str | None:
+    """The case to compare with; None where every one that would do was skipped."""
+    return next(
+        (one for one in (demand.case, demand.otherwise) if one is not None and one not in around.skipped),
+        None,
+    )
+
+
+def _verdicts(demand: _Plain, outcome: Outcome, around: Surroundings) -> Sequence[Verdict]:
     match demand:
         case Refuses():
             return [_refuses(demand, outcome)]
@@ -116,7 +128,7 @@ def _verdicts(demand: _Plain, outcome: Outcome, outcomes: Mapping[str, Outcome])
         case Optimized():
             return [_optimized(demand, run)]
         case SameReply():
-            return [_same_reply(demand, run, outcomes.get(demand.case))]
+            return [_same_reply(_other(demand, around) or demand.case, run, around.outcomes)]
         case Turns():
             return [_turns(demand, run)]
         case Says():
@@ -236,20 +248,20 @@ def _on_devices(demand: Optimized, devices: Devices) -> list[str]:
     return wrong
 
 
-def _same_reply(demand: SameReply, run: Run, other: Outcome | None) -> Verdict:
-    name = _NAMES[SameReply]
+def _same_reply(case: str, run: Run, outcomes: Mapping[str, Outcome]) -> Verdict:
+    name, other = _NAMES[SameReply], outcomes.get(case)
     if other is None or other.run is None:
-        return Verdict(name=name, passed=False, detail=f"{demand.case} gave no reply to compare with")
+        return Verdict(name=name, passed=False, detail=f"{case} gave no reply to compare with")
     mine, theirs = run.text, other.run.text
     if mine == theirs:
-        return Verdict(name=name, passed=True, detail=f"{len(mine):,} bytes, as {demand.case}")
+        return Verdict(name=name, passed=True, detail=f"{len(mine):,} bytes, as {case}")
     at = next(
         (i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), min(len(mine), len(theirs))
     )
     return Verdict(
         name=name,
         passed=False,
-        detail=f"differs from {demand.case} at byte {at:,} of {len(mine):,} and {len(theirs):,}",
+        detail=f"differs from {case} at byte {at:,} of {len(mine):,} and {len(theirs):,}",
     )
 
 

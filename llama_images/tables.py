@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_images.bench import Bench
 from llama_images.bench_rows import COLUMN_HEADS, COLUMNS, ratio_rows_of, rows_of
+from llama_images.evidence import BAD, Evidence
 from llama_images.matrix import Matrix, Source
 from llama_images.patch_series import PatchSeries
 from llama_images.plan import unpinned
@@ -249,6 +250,34 @@ def smoke_table(result: SmokeResult) -> str:
         table((result.target.id, "check", "found"), rows)
         + f"\n{result.reference}: {passed} of {len(rows)} checks passed"
     )
+
+
+def suite_table(evidence: Evidence) -> str:
+    """Every case of a test run, and of those that failed every verdict that did."""
+    rows = []
+    for case in evidence.cases:
+        said = [case.reason] if case.reason else []
+        if case.status in BAD:
+            said = [f"{rule.name}: {rule.detail}" for rule in case.verdicts if not rule.passed] or said
+        elif case.status == "passed":
+            said = [case.about]
+        seconds = "-" if case.seconds is None else duration(case.seconds)
+        rows.append([_MARKS[case.status], case.name, seconds, "; ".join([*said, *case.notes])])
+    bad, skipped = len(evidence.failed), len(evidence.skipped)
+    passed = len(rows) - bad - skipped
+    return (
+        table((evidence.subject.name, "case", "time", "found"), rows, right=(2,))
+        + f"\n{passed} passed, {bad} failed, {skipped} skipped"
+    )
+
+
+_MARKS = {
+    "passed": "ok",
+    "failed": "FAIL",
+    "skipped": "skip",
+    "failed as it should": "ok, fails",
+    "passed though it should fail": "FAIL",
+}
 
 
 def layer_rows(sizes: Mapping[str, Sequence[Layer]]) -> dict[str, list[dict[str, Any]]]:

@@ -90,7 +90,14 @@ def checkout(tmp_path: Path) -> Path:
     """A copy of what the commands read of this repository, to change."""
     copy = tmp_path / "copy"
     copy.mkdir()
-    for name in ("tasks.py", "matrix.yaml", "matrix.schema.json", "docker-bake.json", "README.md"):
+    for name in (
+        "tasks.py",
+        "matrix.yaml",
+        "matrix.schema.json",
+        "evidence.schema.json",
+        "docker-bake.json",
+        "README.md",
+    ):
         shutil.copy(ROOT / name, copy)
     for name in ("llama_images", "templates", "images", "patches"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "src"))

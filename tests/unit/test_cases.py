@@ -54,7 +54,7 @@ def test_a_case_refers_to_earlier_ones_alone(name: str) -> None:
         seen.add(case.name)
         for demand in case.demands:
             if isinstance(demand, SameReply):
-                assert demand.case in seen - {case.name}
+                assert {demand.case, demand.otherwise} - {None} <= seen - {case.name}
             if isinstance(demand, WithinThresholds):
                 assert {demand.short, demand.long, demand.stock_short, demand.stock_long} <= seen
         if case.memory is not None and case.memory.beside_weights_mib:

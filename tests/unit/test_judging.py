@@ -231,6 +231,22 @@ def test_nothing_to_compare_with_is_a_failure() -> None:
     assert set(failing(judge(read("patched-2gpu-short.log"), SameReply(case="none")))) == {"same reply"}
 
 
+def test_a_case_that_was_skipped_is_compared_with_its_stand_in_or_not_at_all() -> None:
+    run, other = read("patched-2gpu-short.log"), read("stock-2gpu-short.log")
+    case = Case(name="x", about="x", gpus=2, arguments=(), demands=(SameReply(case="one", otherwise="two"),))
+    for skipped, outcomes, passed, notes in (
+        ({"one"}, {"two": outcome(run)}, [True], 0),
+        ({"one"}, {"two": outcome(other)}, [False], 0),
+        ({"one"}, {}, [False], 0),  # it was run and gave nothing
+        ({"one", "two"}, {}, [], 1),
+        (set[str](), {"one": outcome(run), "two": outcome(other)}, [True], 0),
+    ):
+        around = Surroundings(thresholds=THRESHOLDS, outcomes=outcomes, skipped=skipped)
+        judged = judge_case(case, outcome(run), around)
+        assert [verdict.passed for verdict in judged.verdicts] == passed
+        assert len(judged.notes) == notes
+
+
 def test_turns_are_counted_and_compared() -> None:
     run = read("cpu-chat")
     assert failing(judge(run, Turns(count=3, same=(0, 2)))) == {}
