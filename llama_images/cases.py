@@ -481,7 +481,8 @@ def cpu_cases(flavor: Flavor) -> tuple[Case, ...]:
     Each runs read-only, without capabilities or network, as an unprivileged user.
     """
     mode, stdin = _one_turn(flavor)
-    base = ("--seed", "1", "--diffusion-eb-max-steps", "4")
+    # One thread: a step is short, and threads that wait for each other on a busy machine take ten times as long.
+    base = ("--seed", "1", "--diffusion-eb-max-steps", "4", "-t", "1")
     # Two blocks of the tiny model's canvas of 64.
     generation = ("-p", "hello", "-n", "128", *base, *mode)
     sc = frozenset[Check]({"sc"})

@@ -37,13 +37,24 @@ def case_record(
     outcome: Outcome | None,
     *,
     model: str,
+    folders: Sequence[Path],
     status: Status,
     reason: str | None,
     limit: tuple[int, ...] | None,
     runs: int,
     medians: tuple[float, ...],
 ) -> CaseRecord:
-    """A case with what became of it; ``model`` is the name of the whole model's file."""
+    """A case with what became of it.
+
+    ``model`` is the name of the whole model's file. ``folders`` are taken from the paths in messages: a bare
+    binary names files by their paths on this machine.
+    """
+
+    def shown(text: str) -> str:
+        for folder in folders:
+            text = text.replace(f"{folder}/", "")
+        return text
+
     run = None if outcome is None else outcome.run
     return CaseRecord(
         name=case.name,
@@ -62,7 +73,8 @@ def case_record(
         exit_code=None if outcome is None else outcome.exit_code,
         seconds=None if outcome is None else round(outcome.seconds, 3),
         verdicts=tuple(
-            JudgedRule(name=rule.name, passed=rule.passed, detail=rule.detail) for rule in judged.verdicts
+            JudgedRule(name=rule.name, passed=rule.passed, detail=shown(rule.detail))
+            for rule in judged.verdicts
         ),
         notes=judged.notes,
         turns=() if run is None else turn_records(run),

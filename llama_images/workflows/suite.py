@@ -373,6 +373,10 @@ class _Suite:
             judged,
             outcome,
             model="MODEL" if self.rig.model is None else self.rig.model.path.name,
+            folders=[
+                self.folder,
+                *([] if self.rig.model is None else [self.rig.model.path.absolute().parent]),
+            ],
             status=status,
             reason=reason,
             limit=limit,

@@ -452,6 +452,18 @@ def test_no_path_of_the_machine_is_in_it(evidence: Evidence, stage: Stage) -> No
     assert str(stage.house.folder) not in to_junit(evidence)
 
 
+def test_messages_that_name_files_name_them_without_their_folders(stage: Stage) -> None:
+    model = stage.house.folder / "full.gguf"
+
+    class Naming(Pretend):
+        def run(self, request: ProgramRun) -> RunResult:
+            result = super().run(request)
+            return replace(result, stderr=result.stderr + f"\nerror: can't read {model}\n".encode())
+
+    found = stage.run(Naming(), options=SuiteOptions(gpus=1))
+    assert verdicts_of(found, "defaults-1gpu") == {"no errors": "error: can't read full.gguf"}
+
+
 def test_junit_counts_the_same(evidence: Evidence) -> None:
     suite = ET.fromstring(to_junit(evidence))
     assert suite.tag == "testsuite"
