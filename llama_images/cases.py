@@ -376,7 +376,7 @@ def _switched_off(gpus: int, flavor: Flavor) -> list[Case]:
     ]
 
 
-def _refusals(gpus: int, flavor: Flavor) -> list[Case]:
+def _refusals(gpus: int, flavor: Flavor, generation: tuple[str, ...] = _GENERATION) -> list[Case]:
     mode, stdin = _one_turn(flavor)
     reduce_alone = (OPTIONS["sample_reduce"], "on", OPTIONS["gpu_sampling"], "off")
     return [
@@ -384,7 +384,7 @@ def _refusals(gpus: int, flavor: Flavor) -> list[Case]:
             name=name,
             about="what can't work is refused with one line",
             gpus=gpus,
-            arguments=(*SHORT, *_GENERATION, *mode, *words),
+            arguments=(*SHORT, *generation, *mode, *words),
             stdin=stdin,
             demands=(Refuses(words=error),),
             fails_on_stock=_NOT_REFUSED,
@@ -481,7 +481,7 @@ def cpu_cases(flavor: Flavor) -> tuple[Case, ...]:
     Each runs read-only, without capabilities or network, as an unprivileged user.
     """
     mode, stdin = _one_turn(flavor)
-    # One thread: a step is short, and threads that wait for each other on a busy machine take ten times as long.
+    # One thread: a step is short, and threads that wait for each other on a busy machine take far longer.
     base = ("--seed", "1", "--diffusion-eb-max-steps", "4", "-t", "1")
     # Two blocks of the tiny model's canvas of 64.
     generation = ("-p", "hello", "-n", "128", *base, *mode)
@@ -556,6 +556,7 @@ def cpu_cases(flavor: Flavor) -> tuple[Case, ...]:
             demands=(Says(words="input too long ("),),
         ),
     ]
+    cases += _refusals(0, flavor, base)
     broken: tuple[tuple[ModelKind, str], ...] = (
         ("missing", "No such file or directory"),
         ("unreadable", "Permission denied"),
@@ -581,7 +582,7 @@ def cpu_cases(flavor: Flavor) -> tuple[Case, ...]:
             name="ctrl-c",
             about="an interrupt ends a running container at once",
             gpus=0,
-            arguments=("-p", "hello", "-n", "4096", "--seed", "1", "--diffusion-eb-max-steps", "2000"),
+            arguments=("-p", "hello", "-n", "4096", "-t", "1", "--diffusion-eb-max-steps", "2000"),
             demands=(Stops(seconds=5),),
             interrupt_on="diffusion step",
             in_container=True,

@@ -176,7 +176,11 @@ def test_stock_must_fail_what_the_series_mends_and_nothing_else() -> None:
         "speed-short-stock",
         "speed-long-stock",
     }
-    assert {case.name for case in cpu_cases("stock") if case.fails_on_stock} == {"thinking-off"}
+    assert {case.name for case in cpu_cases("stock") if case.fails_on_stock} == {
+        "thinking-off",
+        "refuses-split-tensor",
+        "refuses-reduce-without-sampling",
+    }
 
 
 @pytest.mark.parametrize("flavor", FLAVORS)
