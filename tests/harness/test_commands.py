@@ -161,6 +161,59 @@ def test_wrong_words_are_refused_before_an_engine_is_asked(
     assert_refused(done, 2, error=error, hint=hint)
 
 
+@pytest.mark.parametrize(
+    ("words", "error", "hint"),
+    [
+        (("--engine", "host"), "--engine host needs --binary", "name the llama-diffusion-cli"),
+        (("--engine", "host", "--binary", "/nosuch"), "--binary /nosuch: there is no such file", None),
+        (("--engine", "host", "--binary", "README.md"), "it is not executable", "chmod +x"),
+        (("--arch", "cpu", "--binary", "/bin/true"), "--binary is for --engine host", "tested as they are"),
+        (("--arch", "120", "--gpus", "0"), "--gpus 0: a number of GPUs from 1 to 16", None),
+        (("--arch", "120", "--logical-gpus", "two"), "--logical-gpus two: a number of GPUs", None),
+        (("--arch", "120", "--gpus", "2", "--logical-gpus", "2"), "both say how many", "one of the two"),
+        (("--engine", "host", "--binary", "/bin/true", "--arch", "ada", "--arch", "120"), "of one", "once"),
+        (
+            ("--engine", "host", "--binary", "/bin/true", "--arch", "cpu", "--model", "/nosuch"),
+            "exist",
+            "GGUF",
+        ),
+    ],
+)
+def test_what_test_can_not_do_is_refused(
+    tmp_path: Path, words: tuple[str, ...], error: str, hint: str | None
+) -> None:
+    done = invoke(tmp_path, "test", *words)
+    lines = done.stderr.splitlines()[-1 if hint is None else -2 :]
+    assert (done.returncode, done.stdout) == (2, "")
+    assert [line.partition(": ")[0] for line in lines] == ["error", "hint"][: len(lines)]
+    assert error in lines[0]
+    assert hint is None or hint in lines[1]
+
+
+def test_a_program_that_is_none_fails_its_cases_and_leaves_evidence(tmp_path: Path) -> None:
+    words = ("--engine", "host", "--binary", "/bin/true", "--arch", "cpu", "--out", str(tmp_path / "out"))
+    done = invoke(tmp_path, "test", *words)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "validators: failed (steps ran: the output is no run's: nothing was printed)" in done.stderr
+    (path,) = (tmp_path / "out").glob("*.json")
+    document = json.loads(path.read_text("utf-8"))
+    assert {case["status"] for case in document["cases"]} == {"failed", "skipped"}
+    assert path.with_suffix(".xml").is_file()
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+def test_the_library_for_several_gpus_is_compiled_once(tmp_path: Path) -> None:
+    words = ("--engine", "host", "--binary", "/bin/true", "--arch", "cpu", "--logical-gpus", "2")
+    first = invoke(tmp_path, "test", *words)
+    (library,) = (tmp_path / "lib").iterdir()
+    assert library.read_bytes()[:4] == b"\x7fELF"
+    made = library.stat().st_mtime_ns
+    second = invoke(tmp_path, "test", *words)
+    assert [library.stat().st_mtime_ns, *(tmp_path / "lib").iterdir()] == [made, library]
+    assert first.returncode == second.returncode, (first.stderr, second.stderr)
+
+
 def test_an_engine_that_does_not_answer_is_an_outside_error(tmp_path: Path) -> None:
     socket = "unix:///nonexistent/docker.sock"
     done = invoke(tmp_path, "build", "--arch", "cpu", "--engine", "docker", DOCKER_HOST=socket)
