@@ -32,7 +32,6 @@ from llama_images.adapters.git import GitSourceTree
 from llama_images.adapters.git_program import Git
 from llama_images.adapters.gpu_memory import CudaMemory
 from llama_images.adapters.gpus import NvidiaGpus
-from llama_images.adapters.host import HostProgram
 from llama_images.adapters.hub import HuggingFaceHub
 from llama_images.adapters.machine import processor
 from llama_images.adapters.patch_files import LazySeries, PatchFolders
@@ -47,7 +46,6 @@ from llama_images.bench import Hardware
 from llama_images.errors import CheckFailed, LlamaImagesError, UsageError
 from llama_images.evidence import TOO_FEW_GPUS, Evidence
 from llama_images.matrix import FLAVORS, Source, load_matrix
-from llama_images.model_files import HashedModel, hashed_model
 from llama_images.models import choose_model
 from llama_images.plan import Plan, choose, choose_platform, make_plan
 from llama_images.platforms import platform_of
@@ -76,6 +74,7 @@ from llama_images.workflows.demo import DemoLog
 from llama_images.workflows.demo import demo as run_demo
 from llama_images.workflows.fetch import fetch_model
 from llama_images.workflows.logical import logical_gpus_library
+from llama_images.workflows.model_files import HashedModel, hashed_model
 from llama_images.workflows.pins import update_pins
 from llama_images.workflows.records import write_evidence
 from llama_images.workflows.series import (
@@ -605,7 +604,10 @@ def run_tests(
         info = chosen.info()
         name, platform = f"{info.name} {info.version}", info.platform
         targets = _plan_for(shop, arch, flavor, base or None, platform).targets
-        subjects = [image_subject(chosen, one, _stock_of(shop, one)) for one in targets]
+        subjects = [
+            image_subject(chosen, one, _stock_of(shop, one), functools.partial(ImageProgram, chosen))
+            for one in targets
+        ]
     folder = Path(out).expanduser() if out else shop.cache / "evidence"
     results = [
         _test_one(shop, one, options, Path(model) if model else None, name, platform, folder)
@@ -656,15 +658,14 @@ def _binary(
         if more:
             raise UsageError(f"--arch {arch[0]} is more than one architecture", hint="name the binary's own")
     kind = make_target(shop.matrix, "cpu", flavor=flavor[0] if flavor else None).flavor
-    program = HostProgram(shop.programs, Path(binary))
     return binary_subject(
-        program,
-        name=program.name if target is None else target.id,
-        sha256=program.sha256(),
+        Path(binary),
         flavor=kind,
         target=target,
-        stock=HostProgram(shop.programs, Path(stock)) if stock else None,
+        stock=Path(stock) if stock else None,
         on_gpus=target is None or target.toolkit is not None,
+        make=functools.partial(BareProgram, shop.programs),
+        reporter=shop.reporter,
     )
 
 
@@ -703,12 +704,7 @@ def _test_model(shop: Workshop, model: Path | None, *, full: bool) -> HashedMode
         path = shop.cache / "models" / f"{size}.gguf"
         path.parent.mkdir(parents=True, exist_ok=True)
         model = _synthetic(shop.reporter, size, path).path
-    with shop.reporter.activity(f"hash of {model.name}") as activity:
-        return hashed_model(
-            model,
-            shop.cache / "models" / "hashes.json",
-            on_progress=lambda done, total: activity.update(f"{done / 1e6:.0f} of {total / 1e6:.0f} MB"),
-        )
+    return hashed_model(model, shop.cache / "models" / "hashes.json", shop.reporter)
 
 
 @task(iterable=["arch", "flavor"], help={**_SELECT_HELP, **_ENGINE_HELP, **_JSON_HELP})

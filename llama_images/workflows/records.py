@@ -23,10 +23,10 @@ from llama_images.evidence import (
     to_junit,
 )
 from llama_images.judging import Judgement, Outcome
-from llama_images.model_files import HashedModel
 from llama_images.ports import Gpu
 from llama_images.runs import Run, Turn
 from llama_images.timing import block_times
+from llama_images.workflows.model_files import HashedModel
 from llama_images.workflows.subjects import PROGRAM
 from llama_images.workflows.workshop import write_or_remove
 

@@ -2,48 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from llama_images.errors import CheckFailed
+from llama_images.errors import CheckFailed, UsageError
 from llama_images.evidence import SubjectRecord
 from llama_images.matrix import Flavor
-from llama_images.ports import Engine, ImageInfo, Program, ProgramRun, RunRequest, RunResult
+from llama_images.ports import Engine, ImageInfo, Program, Reporter
 from llama_images.render import LABEL_PREFIX
 from llama_images.selection import Target, local_reference
+from llama_images.workflows.files import sha256_of
 
 PROGRAM: Final = "llama-diffusion-cli"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ImageProgram:
-    """Implements ``ports.Program`` with containers of an image, as strict as they are offered to users."""
-
-    engine: Engine
-    reference: str
-
-    def place(self, file: Path) -> str:
-        """Files of this machine are mounted in one folder, by their names."""
-        return f"/models/{file.name}"
-
-    def run(self, request: ProgramRun) -> RunResult:
-        """See ``ports.Program.run``: read-only, without capabilities or network, as user 10001."""
-        return self.engine.run(
-            RunRequest(
-                image=self.reference,
-                arguments=request.arguments,
-                environment=request.environment,
-                mounts={file: self.place(file) for file in request.files},
-                stdin=request.stdin,
-                gpus=("all",) if request.gpus else (),
-                user="10001",
-                init=request.interrupt_on is not None,
-                interrupt_on=request.interrupt_on,
-                timeout=request.timeout,
-            )
-        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,8 +35,10 @@ class Subject:
     """What to do where ``stock`` is missing."""
 
 
-def image_subject(engine: Engine, target: Target, stock: Target) -> Subject:
+def image_subject(engine: Engine, target: Target, stock: Target, make: Callable[[str], Program]) -> Subject:
     """The target's image on this engine; ``stock`` is the same target in the stock flavor.
+
+    ``make`` makes a program of an image's name.
 
     Raises CheckFailed where there is no such image. Without the stock one, there is nothing to compare with.
     """
@@ -73,11 +48,11 @@ def image_subject(engine: Engine, target: Target, stock: Target) -> Subject:
         raise CheckFailed(
             f"there is no image {reference} on this engine", hint=f"{_build_command(target)} makes it"
         )
-    program = ImageProgram(engine=engine, reference=reference)
+    program = make(reference)
     other: Program | None = program
     if target.flavor != "stock":
         known = engine.image(local_reference(stock)) is not None
-        other = ImageProgram(engine=engine, reference=local_reference(stock)) if known else None
+        other = make(local_reference(stock)) if known else None
     return Subject(
         program=program,
         stock=other,
@@ -117,32 +92,38 @@ def _record(name: str, flavor: str, reference: str, image: ImageInfo) -> Subject
 
 
 def binary_subject(
-    program: Program,
+    binary: Path,
     *,
-    name: str,
-    sha256: str,
     flavor: Flavor,
     target: Target | None,
-    stock: Program | None,
+    stock: Path | None,
     on_gpus: bool,
+    make: Callable[[Path], Program],
+    reporter: Reporter,
 ) -> Subject:
-    """A bare binary. ``target`` is what it is said to have been built for; None where nobody says."""
+    """A bare binary. ``target`` is what it is said to have been built for; None where nobody says.
+
+    ``make`` makes a program of its path. Raises UsageError where one of the files is no program.
+    """
+    path = _executable("--binary", binary)
     toolkit = None if target is None else target.toolkit
     architecture = None if target is None else target.architecture
     codes: Sequence[str] = () if architecture is None else architecture.sass
+    program = make(path)
+    other = None if stock is None else make(_executable("--stock-binary", stock))
     return Subject(
         program=program,
-        stock=program if flavor == "stock" else stock,
+        stock=program if flavor == "stock" else other,
         flavor=flavor,
         in_container=False,
         on_gpus=on_gpus,
         minimum_driver=None if toolkit is None else toolkit.minimum_driver,
         record=SubjectRecord(
-            name=name,
+            name=path.name if target is None else target.id,
             flavor=flavor,
             image=None,
             image_id=None,
-            binary_sha256=sha256,
+            binary_sha256=sha256_of(path, reporter),
             version=None,
             revision=None,
             series=None,
@@ -154,3 +135,12 @@ def binary_subject(
         ),
         why_no_stock="no --stock-binary is given",
     )
+
+
+def _executable(option: str, path: Path) -> Path:
+    found = path.expanduser().absolute()
+    if not found.is_file():
+        raise UsageError(f"{option} {path}: there is no such file")
+    if not os.access(found, os.X_OK):
+        raise UsageError(f"{option} {path}: it is not executable", hint="chmod +x it")
+    return found

@@ -16,13 +16,13 @@ from llama_images.cases import PLENTY, Case, WithinThresholds, cpu_cases, gpu_ca
 from llama_images.errors import TimedOut
 from llama_images.evidence import BAD, TOO_FEW_GPUS, CaseRecord, Evidence, Status
 from llama_images.judging import Judgement, Outcome, Surroundings, judge_case
-from llama_images.model_files import HashedModel, broken_model
 from llama_images.ports import Gpu, GpuMemory, Gpus, ProgramRun
 from llama_images.runs import RunUnreadable, parse_run
 from llama_images.timing import block_times, warm_turn
 from llama_images.verdicts import Verdict
 from llama_images.words import last_line
 from llama_images.workflows.devices import device_environment, memory_limits, seen, visible, weights
+from llama_images.workflows.model_files import HashedModel, broken_model
 from llama_images.workflows.records import case_record, machine_record, model_record
 from llama_images.workflows.subjects import Subject
 from llama_images.workflows.workshop import Workshop

@@ -6,6 +6,7 @@ The stock flavor is the negative control: it has to fail what the series mends, 
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import json
 import os
@@ -24,19 +25,19 @@ from llama_images import selection
 from llama_images.adapters.engines import choose_engine
 from llama_images.adapters.git import GitSourceTree
 from llama_images.adapters.gpu_memory import CudaMemory
-from llama_images.adapters.host import HostProgram
 from llama_images.adapters.patch_files import load_series
 from llama_images.adapters.process import SystemPrograms
+from llama_images.adapters.programs import BareProgram, ImageProgram
 from llama_images.adapters.reporter import ConsoleReporter
 from llama_images.cases import cpu_cases
 from llama_images.evidence import Evidence, json_schema
 from llama_images.matrix import Flavor, load_matrix
-from llama_images.model_files import HashedModel, hashed_model
 from llama_images.plan import choose, make_plan
 from llama_images.ports import Engine
 from llama_images.selection import Target, make_target
 from llama_images.synthetic import write_model
 from llama_images.workflows.build import build_all
+from llama_images.workflows.model_files import HashedModel, hashed_model
 from llama_images.workflows.records import write_evidence
 from llama_images.workflows.subjects import Subject, binary_subject, image_subject
 from llama_images.workflows.suite import Rig, SuiteOptions, run_suite
@@ -92,7 +93,7 @@ def targets(shop: Workshop, engine: Engine) -> Iterator[dict[Flavor, Target]]:
 @pytest.fixture(scope="module")
 def model(shop: Workshop, tmp_path_factory: pytest.TempPathFactory) -> HashedModel:
     folder = tmp_path_factory.mktemp("model")
-    return hashed_model(write_model("tiny", folder / "tiny.gguf").path, folder / "notes.json")
+    return hashed_model(write_model("tiny", folder / "tiny.gguf").path, folder / "notes.json", shop.reporter)
 
 
 def run(shop: Workshop, subject: Subject, model: HashedModel, folder: Path) -> tuple[Evidence, Any]:
@@ -122,7 +123,9 @@ def told(evidence: Evidence) -> list[str]:
 def test_the_patched_image_passes_every_case(
     shop: Workshop, engine: Engine, targets: dict[Flavor, Target], model: HashedModel, tmp_path: Path
 ) -> None:
-    subject = image_subject(engine, targets["patched"], targets["stock"])
+    subject = image_subject(
+        engine, targets["patched"], targets["stock"], functools.partial(ImageProgram, engine)
+    )
     evidence, document = run(shop, subject, model, tmp_path)
     assert told(evidence) == []
     assert [case.status for case in evidence.cases] == ["passed"] * len(cpu_cases("patched"))
@@ -138,7 +141,9 @@ def test_the_patched_image_passes_every_case(
 def test_the_stock_image_fails_exactly_what_it_should(
     shop: Workshop, engine: Engine, targets: dict[Flavor, Target], model: HashedModel, tmp_path: Path
 ) -> None:
-    evidence, _ = run(shop, image_subject(engine, targets["stock"], targets["stock"]), model, tmp_path)
+    make = functools.partial(ImageProgram, engine)
+    subject = image_subject(engine, targets["stock"], targets["stock"], make)
+    evidence, _ = run(shop, subject, model, tmp_path)
     assert told(evidence) == []
     failed = {case.name for case in evidence.cases if case.status == "failed as it should"}
     assert failed == {case.name for case in cpu_cases("stock") if case.fails_on_stock} != set()
@@ -158,15 +163,14 @@ def test_a_bare_binary_passes_what_means_something_outside_a_container(
     version = shop.programs.run([str(binary), "--version"], timeout=60)
     if version.returncode != 0:
         pytest.skip(f"the image's program does not start on this system: {version.error_text.strip()[-200:]}")
-    program = HostProgram(shop.programs, binary)
     subject = binary_subject(
-        program,
-        name=program.name,
-        sha256=program.sha256(),
+        binary,
         flavor="patched",
         target=make_target(shop.matrix, "cpu"),
         stock=None,
         on_gpus=False,
+        make=functools.partial(BareProgram, shop.programs),
+        reporter=shop.reporter,
     )
     evidence, document = run(shop, subject, model, tmp_path / "evidence")
     assert told(evidence) == []

@@ -6,9 +6,9 @@ run. A 15 GB model is not written for it: ``invoke test`` does that, and this us
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,13 +17,14 @@ import tasks
 from llama_images.adapters.engines import choose_engine
 from llama_images.adapters.gpu_memory import CudaMemory
 from llama_images.adapters.gpus import NvidiaGpus
+from llama_images.adapters.programs import ImageProgram
 from llama_images.cases import gpu_cases
 from llama_images.errors import CheckFailed, UsageError
 from llama_images.evidence import BAD, CaseRecord
 from llama_images.matrix import FLAVORS, Flavor
-from llama_images.model_files import hashed_model
 from llama_images.plan import choose
 from llama_images.selection import make_target
+from llama_images.workflows.model_files import hashed_model
 from llama_images.workflows.records import write_evidence
 from llama_images.workflows.subjects import image_subject
 from llama_images.workflows.suite import MEANT, Rig, SuiteOptions, find_gpus, run_suite
@@ -33,7 +34,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.engine, pytest.mark.slow]
 CASES = [(flavor, case.name) for flavor in FLAVORS for case in gpu_cases(MEANT, flavor)]
 
 
-@cache
+@functools.cache
 def results(flavor: Flavor) -> Mapping[str, CaseRecord] | str:
     """What became of every case of the native image in this flavor, or why it can't be run."""
     shop = tasks._workshop()
@@ -49,7 +50,7 @@ def results(flavor: Flavor) -> Mapping[str, CaseRecord] | str:
             native=gpus.compute_capabilities,
         ).targets
         stock = make_target(shop.matrix, target.architecture.name, flavor="stock")
-        subject = image_subject(engine, target, stock)
+        subject = image_subject(engine, target, stock, functools.partial(ImageProgram, engine))
     except (CheckFailed, UsageError) as error:
         return f"{error.message} ({error.hint})"
     model = shop.cache / "models" / "full.gguf"
@@ -62,7 +63,7 @@ def results(flavor: Flavor) -> Mapping[str, CaseRecord] | str:
         gpus=found,
         driver=driver,
         memory=CudaMemory(),
-        model=hashed_model(model, model.with_name("hashes.json")),
+        model=hashed_model(model, model.with_name("hashes.json"), shop.reporter),
     )
     folder, written = shop.cache / "evidence", list[Path]()
     evidence = run_suite(

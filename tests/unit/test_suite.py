@@ -27,8 +27,8 @@ from llama_images.evidence import (
     to_junit,
 )
 from llama_images.matrix import Flavor
-from llama_images.model_files import HashedModel
 from llama_images.ports import Gpu, Program, ProgramRun, RunResult
+from llama_images.workflows.model_files import HashedModel
 from llama_images.workflows.records import write_evidence
 from llama_images.workflows.subjects import Subject
 from llama_images.workflows.suite import Rig, SuiteOptions, run_suite

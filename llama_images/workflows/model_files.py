@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from llama_images.cases import ModelKind
-from llama_images.errors import OutsideError
 from llama_images.gguf_file import ARCHITECTURE, read_model_info
+from llama_images.ports import Reporter
+from llama_images.workflows.files import replace_file, sha256_of
 
 _OTHER = "gemma-embedding"
 """Another architecture that llama.cpp knows, with a name of the same length."""
-
-_CHUNK = 1 << 24
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -28,13 +25,10 @@ class HashedModel:
     sha256: str
 
 
-def hashed_model(
-    path: Path, notes: Path, on_progress: Callable[[int, int], None] | None = None
-) -> HashedModel:
+def hashed_model(path: Path, notes: Path, reporter: Reporter) -> HashedModel:
     """The file with its SHA-256, which is read from ``notes`` where size and time of change are those noted.
 
-    ``on_progress`` gets bytes read and bytes in all. Raises UsageError where there is no such file, or it is
-    no whole model of this architecture; OutsideError where it can't be read.
+    Raises UsageError where there is no such file, or it is no whole model of this architecture.
     """
     read_model_info(path)
     found = path.stat()
@@ -43,13 +37,10 @@ def hashed_model(
     entry = known.get(key)
     if isinstance(entry, dict) and entry.get("state") == state and isinstance(entry.get("sha256"), str):
         return HashedModel(path=path, bytes=found.st_size, sha256=str(entry["sha256"]))
-    sha256 = _sha256(path, found.st_size, on_progress)
+    sha256 = sha256_of(path, reporter)
     known[key] = {"state": state, "sha256": sha256}
     with contextlib.suppress(OSError):  # without the note, the next run hashes again
-        notes.parent.mkdir(parents=True, exist_ok=True)
-        part = notes.with_name(notes.name + ".part")
-        part.write_text(json.dumps(known, indent=1) + "\n", "utf-8")
-        part.replace(notes)
+        replace_file(notes, json.dumps(known, indent=1).encode() + b"\n")
     return HashedModel(path=path, bytes=found.st_size, sha256=sha256)
 
 
@@ -59,20 +50,6 @@ def _read(notes: Path) -> dict[str, object]:
     except (OSError, ValueError):
         return {}
     return known if isinstance(known, dict) else {}
-
-
-def _sha256(path: Path, size: int, on_progress: Callable[[int, int], None] | None) -> str:
-    digest, done = hashlib.sha256(), 0
-    try:
-        with path.open("rb") as file:
-            while data := file.read(_CHUNK):
-                digest.update(data)
-                done += len(data)
-                if on_progress is not None:
-                    on_progress(done, size)
-    except OSError as error:
-        raise OutsideError(f"{path} can't be read: {error.strerror or error}") from error
-    return digest.hexdigest()
 
 
 def broken_model(kind: ModelKind, whole: Path, folder: Path) -> Path:
