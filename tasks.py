@@ -12,6 +12,7 @@ import os
 import platform as machine
 import re
 import sys
+import time
 import traceback
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
@@ -86,7 +87,15 @@ from llama_images.workflows.series import (
 )
 from llama_images.workflows.smoke import smoke as run_smoke
 from llama_images.workflows.subjects import Subject, binary_subject, image_subject
-from llama_images.workflows.suite import MEANT, SOAK_SECONDS, Rig, SuiteOptions, find_gpus, run_suite
+from llama_images.workflows.suite import (
+    MEANT,
+    SOAK_SECONDS,
+    Rig,
+    SuiteOptions,
+    find_gpus,
+    run_suite,
+    suite_cases,
+)
 from llama_images.workflows.workshop import Workshop, built_image, write_or_remove
 
 ROOT = Path(__file__).resolve().parent
@@ -554,7 +563,7 @@ def _smoke_all(shop: Workshop, engine: Engine, made: Plan) -> None:
 
 @task(
     name="test",
-    iterable=["arch", "flavor"],
+    iterable=["arch", "flavor", "case"],
     help={
         **_SELECT_HELP,
         "gpus": f"how many GPUs the tests are about, {MEANT} by default",
@@ -565,6 +574,8 @@ def _smoke_all(shop: Workshop, engine: Engine, made: Plan) -> None:
         "require_gpu": "fail, not skip, where there are too few GPUs",
         "logical_gpus": "make one card look like so many GPUs",
         "soak": "two hours more of the same two prompts",
+        "case": "only cases of this name, and what they are compared with; * and ? match; repeatable",
+        "deadline": "seconds after which no further case starts; what is left is skipped",
         "out": "folder for the evidence; evidence/ in the cache by default",
     },
 )
@@ -573,6 +584,7 @@ def run_tests(
     c: Context,
     arch: list[str],
     flavor: list[str],
+    case: list[str],
     base: str = "",
     gpus: str = "",
     model: str = "",
@@ -582,17 +594,22 @@ def run_tests(
     require_gpu: bool = False,
     logical_gpus: str = "",
     soak: bool = False,
+    deadline: str = "",
     out: str = "",
 ) -> None:
     """Test images by running them: on GPUs, or cpu without; leaves a JSON document and JUnit XML."""
     if gpus and logical_gpus:
         raise UsageError("--gpus and --logical-gpus both say how many", hint="give one of the two")
     meant = _count(logical_gpus, "--logical-gpus") or _count(gpus, "--gpus") or MEANT
+    seconds = _number(deadline, "--deadline")
+    end = None if seconds is None else time.monotonic() + seconds
     shop = _workshop()
     options = SuiteOptions(
         gpus=meant,
         logical=logical_gpus_library(shop) if logical_gpus else None,
         soak_seconds=SOAK_SECONDS if soak else 0.0,
+        patterns=tuple(case),
+        end=end,
     )
     if engine == "host":
         subjects = [_binary(shop, arch, flavor, base or None, binary, stock_binary)]
@@ -609,6 +626,8 @@ def run_tests(
             for one in targets
         ]
     folder = Path(out).expanduser() if out else shop.cache / "evidence"
+    for one in subjects:
+        suite_cases(one, options)  # a wrong --case is told before a model is made
     results = [
         _test_one(shop, one, options, Path(model) if model else None, name, platform, folder)
         for one in subjects

@@ -156,6 +156,9 @@ class Evidence(_Part):
     schema_version: Literal[1] = Field(description="the version of this document's form")
     kind: Literal["test"]
     complete: bool = Field(description="false where the run was broken off: cases are missing then")
+    selected: tuple[str, ...] = Field(
+        description="patterns of the cases that were chosen, with what they are compared with; empty for all"
+    )
     started: str = Field(description="ISO 8601, UTC", pattern=r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z$")
     seconds: float
     subject: SubjectRecord

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 from llama_images.capabilities import driver_is_enough, runs_on
-from llama_images.cases import PLENTY, Case, WithinThresholds, cpu_cases, gpu_cases
+from llama_images.cases import PLENTY, Case, WithinThresholds, chosen, cpu_cases, gpu_cases
 from llama_images.errors import TimedOut
 from llama_images.evidence import BAD, TOO_FEW_GPUS, CaseRecord, Evidence, Status
 from llama_images.judging import Judgement, Outcome, Surroundings, judge_case
@@ -49,6 +49,10 @@ class SuiteOptions:
     """The library that makes each GPU look like several, so that there are ``gpus`` of them."""
     soak_seconds: float = 0.0
     """Length of the soak; 0 for none."""
+    patterns: tuple[str, ...] = ()
+    """Names of the cases to run, see ``cases.chosen``; none for all."""
+    end: float | None = None
+    """No case starts later than this, by the suite's clock."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,8 +91,9 @@ def run_suite(
     """Run every case that can be run here, and return the record of all.
 
     ``save`` gets the record when it is complete, and also where Ctrl-C or a failing engine breaks it off;
-    then the error goes on.
+    then the error goes on. Raises UsageError before anything is run where a pattern matches no case.
     """
+    cases = suite_cases(subject, options)
     started, at = clock(), datetime.now(UTC)
     records: list[CaseRecord] = []
 
@@ -97,6 +102,7 @@ def run_suite(
             schema_version=1,
             kind="test",
             complete=complete,
+            selected=options.patterns,
             started=at.strftime("%Y-%m-%dT%H:%M:%SZ"),
             seconds=round(clock() - started, 3),
             subject=subject.record,
@@ -114,7 +120,7 @@ def run_suite(
     try:
         with tempfile.TemporaryDirectory(prefix="llama-images-") as folder:
             suite = _Suite(shop, subject, rig, options, Path(folder), clock)
-            for case in _cases(subject, options):
+            for case in cases:
                 records.append(suite.run(case))
                 if records[-1].status in BAD:
                     shop.reporter.line(_told(records[-1]))
@@ -126,15 +132,17 @@ def run_suite(
     return whole
 
 
-def _cases(subject: Subject, options: SuiteOptions) -> tuple[Case, ...]:
+def suite_cases(subject: Subject, options: SuiteOptions) -> tuple[Case, ...]:
+    """What is to be run, in this order. Raises UsageError where a pattern matches no case."""
     if not subject.on_gpus:
-        return cpu_cases(subject.flavor)
-    return gpu_cases(
+        return chosen(cpu_cases(subject.flavor), options.patterns)
+    cases = gpu_cases(
         options.gpus,
         subject.flavor,
         logical=options.logical is not None,
         soak_seconds=options.soak_seconds,
     )
+    return chosen(cases, options.patterns)
 
 
 def _told(record: CaseRecord) -> str:
@@ -183,6 +191,8 @@ class _Suite:
 
     def why_not(self, case: Case) -> str | None:
         """Why the case is skipped; None where it can be run."""
+        if self.options.end is not None and self.clock() >= self.options.end:
+            return "the deadline has passed"
         if case.gpus and self.unfit:
             return "the image does not run on these GPUs"
         if case.in_container and not self.subject.in_container:

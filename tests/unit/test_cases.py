@@ -15,12 +15,14 @@ from llama_images.cases import (
     SameReply,
     Turns,
     Validated,
-    WithinThresholds,
+    chosen,
     cpu_cases,
     gpu_cases,
     long_prompt,
+    references,
     switches,
 )
+from llama_images.errors import UsageError
 from llama_images.matrix import FLAVORS, Flavor
 
 SUITES = {
@@ -51,14 +53,38 @@ def test_names_are_unique_and_fit_a_file_name(name: str) -> None:
 def test_a_case_refers_to_earlier_ones_alone(name: str) -> None:
     seen: set[str] = set()
     for case in SUITES[name]:
+        assert references(case) <= seen
         seen.add(case.name)
-        for demand in case.demands:
-            if isinstance(demand, SameReply):
-                assert {demand.case, demand.otherwise} - {None} <= seen - {case.name}
-            if isinstance(demand, WithinThresholds):
-                assert {demand.short, demand.long, demand.stock_short, demand.stock_long} <= seen
-        if case.memory is not None and case.memory.beside_weights_mib:
-            assert PLENTY in seen
+
+
+def test_a_case_refers_to_what_it_is_compared_with() -> None:
+    cases = named(gpu_cases(2, "patched"))
+    assert references(cases["reply-512-row"]) == {"reply-512-1gpu", "reply-512-2gpu"}
+    assert references(cases["speed-long"]) == {"speed-short", "speed-short-stock", "speed-long-stock"}
+    assert references(cases["memory-all-full"]) == {PLENTY}
+    assert references(cases["card-16gb-short"]) == set()
+
+
+def test_chosen_cases_bring_what_they_are_compared_with() -> None:
+    cases = gpu_cases(2, "patched")
+
+    def names(*patterns: str) -> list[str]:
+        return [case.name for case in chosen(cases, patterns)]
+
+    assert chosen(cases, ()) == cases
+    assert names("*") == [case.name for case in cases]
+    assert names("refuses-*") == ["refuses-split-tensor", "refuses-reduce-without-sampling"]
+    assert names("memory-a*", "reply-512-row") == [
+        *("reply-512-1gpu", "reply-512-2gpu", "reply-512-row"),
+        *(PLENTY, "memory-all-full"),
+    ]
+    assert names("speed-long") == ["speed-short-stock", "speed-long-stock", "speed-short", "speed-long"]
+
+
+def test_a_pattern_that_matches_no_case_is_refused() -> None:
+    with pytest.raises(UsageError, match=r"--case Reply-\*: no case has such a name") as raised:
+        chosen(gpu_cases(2, "patched"), ["reply-*", "Reply-*"])
+    assert "reply-512-1gpu" in str(raised.value.hint)
 
 
 @pytest.mark.parametrize("name", SUITES)

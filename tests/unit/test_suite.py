@@ -15,7 +15,7 @@ import jsonschema
 import pytest
 
 from llama_images.cases import gpu_cases
-from llama_images.errors import OutsideError
+from llama_images.errors import OutsideError, UsageError
 from llama_images.evidence import (
     CaseRecord,
     Evidence,
@@ -371,6 +371,36 @@ def test_an_image_that_can_not_run_here_is_one_failure(
     assert program.asked == []
 
 
+def test_only_the_chosen_cases_are_run_and_the_record_says_so(stage: Stage) -> None:
+    evidence = stage.run(Pretend(), options=SuiteOptions(patterns=("reply-512-row", "refuses-*")))
+    assert statuses(evidence) == dict.fromkeys(
+        (
+            *("reply-512-1gpu", "reply-512-2gpu", "reply-512-row"),
+            *("refuses-split-tensor", "refuses-reduce-without-sampling"),
+        ),
+        "passed",
+    )
+    assert evidence.selected == ("reply-512-row", "refuses-*")
+
+
+def test_a_pattern_that_matches_no_case_runs_nothing_and_leaves_no_record(stage: Stage) -> None:
+    program = Pretend()
+    with pytest.raises(UsageError, match="--case nonsense"):
+        stage.run(program, options=SuiteOptions(patterns=("nonsense",)))
+    assert program.asked == []
+    assert stage.saved == []
+
+
+def test_no_case_starts_behind_the_deadline(stage: Stage) -> None:
+    # The stage's clock counts how often it is asked: once at the start, and once for each case.
+    evidence = stage.run(Pretend(), options=SuiteOptions(gpus=1, end=4.0))
+    run = [case.name for case in evidence.cases if case.status == "passed"]
+    assert run == [case.name for case in gpu_cases(1, "patched")][:3]
+    assert {case.reason for case in evidence.skipped} == {"the deadline has passed"}
+    assert len(evidence.cases) == len(gpu_cases(1, "patched"))
+    assert evidence.complete
+
+
 # --- a soak ---------------------------------------------------------------------------------------
 
 
@@ -500,6 +530,7 @@ def test_junit_holds_what_xml_can_hold() -> None:
         schema_version=1,
         kind="test",
         complete=True,
+        selected=(),
         started="2026-01-01T00:00:00Z",
         seconds=1.0,
         subject=record,
