@@ -617,6 +617,7 @@ def run_tests(
     else:
         if binary or stock_binary:
             raise UsageError("--binary is for --engine host", hint="images are tested as they are")
+        _check_words(shop, arch, flavor, base or None)
         chosen = _engine(shop, engine or None)
         info = chosen.info()
         name, platform = f"{info.name} {info.version}", info.platform

@@ -144,7 +144,7 @@ def test_an_engine_of_an_unknown_name_is_refused(tmp_path: Path) -> None:
     assert_refused(done, 2, error='"nosuch" is not a container engine', hint="docker or podman")
 
 
-@pytest.mark.parametrize("command", ["build", "smoke", "layers"])
+@pytest.mark.parametrize("command", ["build", "smoke", "layers", "test"])
 @pytest.mark.parametrize(
     ("words", "error", "hint"),
     [
@@ -171,6 +171,23 @@ def test_wrong_words_are_refused_before_an_engine_is_asked(
         (("--arch", "120", "--gpus", "0"), "--gpus 0: a number of GPUs from 1 to 16", None),
         (("--arch", "120", "--logical-gpus", "two"), "--logical-gpus two: a number of GPUs", None),
         (("--arch", "120", "--gpus", "2", "--logical-gpus", "2"), "both say how many", "one of the two"),
+        (
+            (
+                "--engine",
+                "host",
+                "--binary",
+                "/bin/true",
+                "--arch",
+                "cpu",
+                "--case",
+                "chat",
+                "--case",
+                "chats",
+            ),
+            "--case chats: no case has such a name",
+            "there are validators, repeat",
+        ),
+        (("--arch", "cpu", "--deadline", "soon"), "--deadline soon: not a number", "from 1 to 9999"),
         (("--engine", "host", "--binary", "/bin/true", "--arch", "ada", "--arch", "120"), "of one", "once"),
         (
             ("--engine", "host", "--binary", "/bin/true", "--arch", "cpu", "--model", "/nosuch"),
