@@ -531,6 +531,7 @@ def test_junit_holds_what_xml_can_hold() -> None:
         kind="test",
         complete=True,
         selected=(),
+        at_once=1,
         started="2026-01-01T00:00:00Z",
         seconds=1.0,
         subject=record,
