@@ -21,8 +21,8 @@ def startable(
 ) -> Case | None:
     """The case of ``waiting`` to start now beside those ``running``; None where one of these has to end first.
 
-    A case starts behind those that it refers to. One that must be alone starts when nothing runs, and no later
-    one overtakes it. ``fits`` says whether there is room for a case beside others; alone, each is tried.
+    A case starts behind those that it refers to. One that must be alone starts when nothing runs, and no
+    later one overtakes it. ``fits`` says whether there is room for a case beside others; alone, each is tried.
     """
     if len(running) >= at_once or any(case.alone for case in running):
         return None
@@ -111,7 +111,7 @@ class _Team:
         return ended.record
 
     def interrupt(self) -> None:
-        """End all, each as Ctrl-C ends what runs in the main thread. Another Ctrl-C meanwhile is handed on too."""
+        """End all, each as Ctrl-C ends what runs in the main thread; another Ctrl-C is handed on too."""
         while True:
             try:
                 with self._lock:
@@ -130,7 +130,7 @@ class _Team:
             finally:
                 with self._lock:  # from here on, nobody interrupts this thread
                     self._busy.discard(case.name)
-        except BaseException as error:
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
             ended = _Ended(case=case, error=error)
         self._ended.put(ended)
 
