@@ -19,10 +19,10 @@ def startable(
     at_once: int,
     fits: Callable[[Case, Sequence[Case]], bool],
 ) -> Case | None:
-    """The case of ``waiting`` to start now beside those ``running``; None where one of these has to end first.
+    """The case of ``waiting`` to start now beside those ``running``; None where one of those has to end.
 
     A case starts behind those that it refers to. One that must be alone starts when nothing runs, and no
-    later one overtakes it. ``fits`` says whether there is room for a case beside others; alone, each is tried.
+    later one overtakes it. ``fits`` says whether there is room for a case beside others; alone, each has it.
     """
     if len(running) >= at_once or any(case.alone for case in running):
         return None
