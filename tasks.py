@@ -36,7 +36,7 @@ from llama_images.adapters.gpus import NvidiaGpus
 from llama_images.adapters.hub import HuggingFaceHub
 from llama_images.adapters.machine import processor
 from llama_images.adapters.patch_files import LazySeries, PatchFolders
-from llama_images.adapters.process import SystemPrograms
+from llama_images.adapters.process import SystemPrograms, termination_as_interrupt
 from llama_images.adapters.programs import BareProgram, ImageProgram
 from llama_images.adapters.registry import LocalRegistry, RegistryClient
 from llama_images.adapters.reporter import ConsoleReporter
@@ -575,6 +575,7 @@ def _smoke_all(shop: Workshop, engine: Engine, made: Plan) -> None:
         "logical_gpus": "make one card look like so many GPUs",
         "soak": "two hours more of the same two prompts",
         "case": "only cases of this name, and what they are compared with; * and ? match; repeatable",
+        "at_once": "so many cases side by side at most, 1 by default; what takes times or memory runs alone",
         "deadline": "seconds after which no further case starts; what is left is skipped",
         "out": "folder for the evidence; evidence/ in the cache by default",
     },
@@ -594,6 +595,7 @@ def run_tests(
     require_gpu: bool = False,
     logical_gpus: str = "",
     soak: bool = False,
+    at_once: str = "",
     deadline: str = "",
     out: str = "",
 ) -> None:
@@ -610,6 +612,7 @@ def run_tests(
         soak_seconds=SOAK_SECONDS if soak else 0.0,
         patterns=tuple(case),
         end=end,
+        at_once=_number(at_once, "--at-once") or 1,
     )
     if engine == "host":
         subjects = [_binary(shop, arch, flavor, base or None, binary, stock_binary)]
@@ -710,9 +713,14 @@ def _test_one(
         model=_test_model(shop, model, full=subject.on_gpus) if found or not subject.on_gpus else None,
     )
     written: list[Path] = []
-    result = run_suite(
-        shop, subject, rig, options, save=lambda evidence: written.append(write_evidence(folder, evidence))
-    )
+    with termination_as_interrupt():  # the threads of cases get no signals
+        result = run_suite(
+            shop,
+            subject,
+            rig,
+            options,
+            save=lambda evidence: written.append(write_evidence(folder, evidence)),
+        )
     shop.reporter.line(tables.suite_table(result))
     shop.reporter.line(f"evidence: {written[-1]}")
     return result

@@ -8,7 +8,7 @@ negative control: it has to fail exactly the cases that name a reason.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Final, Literal, TypeAlias
 
@@ -176,6 +176,8 @@ class Case:
     """Run with the stock flavor's image, whatever is tested: the other side of a comparison."""
     in_container: bool = False
     """It means nothing outside a container."""
+    alone: bool = False
+    """Nothing may run beside it: it takes times, or it is about how much memory is free."""
     fails_on_stock: str | None = None
     """Why the pin without the series fails it; None where it must pass."""
     repeat_seconds: float = 0.0
@@ -473,7 +475,7 @@ def _memory(gpus: int, flavor: Flavor, *, logical: bool) -> list[Case]:
                 memory=MemoryLimit(card_mib=CARD_MIB),
             )
         )
-    return cases
+    return [replace(case, alone=True) for case in cases]
 
 
 def _conversation(
@@ -495,6 +497,7 @@ def _conversation(
         stdin=f"/clear\n{prompt[1]}\n/exit\n".encode(),
         demands=(Finishes(), OnGpus(count=gpus), *on, Turns(count=2, same=(0, 1)), *demands),
         by_stock=by_stock,
+        alone=True,
         repeat_seconds=repeat_seconds,
         fails_on_stock=_OFF_ON_SEVERAL if gpus > 1 and not by_stock else None,
     )
@@ -628,6 +631,7 @@ def cpu_cases(flavor: Flavor) -> tuple[Case, ...]:
             demands=(Stops(seconds=5),),
             interrupt_on="diffusion step",
             in_container=True,
+            alone=True,
             timeout=60,
         )
     )

@@ -159,6 +159,7 @@ class Evidence(_Part):
     selected: tuple[str, ...] = Field(
         description="patterns of the cases that were chosen, with what they are compared with; empty for all"
     )
+    at_once: int = Field(description="how many cases ran side by side at most", ge=1)
     started: str = Field(description="ISO 8601, UTC", pattern=r"^\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z$")
     seconds: float
     subject: SubjectRecord

@@ -1,4 +1,4 @@
-"""``invoke test``: the cases, run one after the other, judged, and recorded."""
+"""``invoke test``: the cases, run, judged, and recorded."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from llama_images.words import last_line
 from llama_images.workflows.devices import device_environment, memory_limits, seen, visible, weights
 from llama_images.workflows.model_files import HashedModel, broken_model
 from llama_images.workflows.records import case_record, machine_record, model_record
+from llama_images.workflows.side_by_side import run_cases
 from llama_images.workflows.subjects import Subject
 from llama_images.workflows.workshop import Workshop
 
@@ -34,6 +35,9 @@ SOAK_SECONDS: Final = 2 * 3600.0
 
 _BESIDE_WEIGHTS: Final = 2560 << 20
 """Bytes that a model needs on its GPU besides its file's, to be tried there at all."""
+
+_ROOM: Final = 5 << 30
+"""Bytes beside its part of the weights that a run has to itself on each GPU, where others run there too."""
 
 _DRIFT: Final = 1.10
 """How many times slower the last of repeated runs may be than the first."""
@@ -53,6 +57,8 @@ class SuiteOptions:
     """Names of the cases to run, see ``cases.chosen``; none for all."""
     end: float | None = None
     """No case starts later than this, by the suite's clock."""
+    at_once: int = 1
+    """How many cases run side by side at most."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -95,7 +101,12 @@ def run_suite(
     """
     cases = suite_cases(subject, options)
     started, at = clock(), datetime.now(UTC)
-    records: list[CaseRecord] = []
+    records: dict[str, CaseRecord] = {}
+
+    def keep(record: CaseRecord) -> None:
+        records[record.name] = record
+        if record.status in BAD:
+            shop.reporter.line(_told(record))
 
     def evidence(*, complete: bool) -> Evidence:
         return Evidence(
@@ -103,6 +114,7 @@ def run_suite(
             kind="test",
             complete=complete,
             selected=options.patterns,
+            at_once=options.at_once,
             started=at.strftime("%Y-%m-%dT%H:%M:%SZ"),
             seconds=round(clock() - started, 3),
             subject=subject.record,
@@ -114,16 +126,20 @@ def run_suite(
                 logical=options.gpus if options.logical is not None else None,
             ),
             model=None if rig.model is None else model_record(rig.model),
-            cases=tuple(records),
+            cases=tuple(records[case.name] for case in cases if case.name in records),
         )
 
     try:
         with tempfile.TemporaryDirectory(prefix="llama-images-") as folder:
             suite = _Suite(shop, subject, rig, options, Path(folder), clock)
-            for case in cases:
-                records.append(suite.run(case))
-                if records[-1].status in BAD:
-                    shop.reporter.line(_told(records[-1]))
+            run_cases(
+                cases,
+                at_once=options.at_once,
+                settle=suite.settled,
+                work=suite.run,
+                fits=suite.fits,
+                keep=keep,
+            )
     except BaseException:
         save(evidence(complete=False))
         raise
@@ -172,8 +188,8 @@ class _Suite:
     def logical(self) -> bool:
         return self.options.logical is not None
 
-    def run(self, case: Case) -> CaseRecord:
-        """Run the case, or say why not."""
+    def settled(self, case: Case) -> CaseRecord | None:
+        """The record of a case that can't be run here; None where it can."""
         unfit = _why_unfit(self.subject, self.rig) if case.gpus and not self.unfit else None
         if unfit is not None:
             # Told once, as a failure: an image that can't run here must not look like one that wasn't tested.
@@ -183,6 +199,12 @@ class _Suite:
         if reason is not None:
             self.skipped.add(case.name)
             return self.record(case, Judgement(verdicts=()), None, status="skipped", reason=reason)
+        return None
+
+    def run(self, case: Case) -> CaseRecord:
+        """Run the case. Several threads may do that, each with a case of its own: what a case reads of others
+        is of those that it refers to, which have ended.
+        """
         with self.shop.reporter.activity(case.name) as activity:
             activity.update(case.about)
             return self.repeat(case) if case.repeat_seconds else self.once(case)
@@ -220,6 +242,16 @@ class _Suite:
         if limit.beside_weights_mib and not weights(case, self.outcomes.get(PLENTY)):
             return f"{PLENTY} did not say how large the weights are"
         return None
+
+    def fits(self, case: Case, running: Sequence[Case]) -> bool:
+        """Whether the GPUs hold the case beside those running."""
+        needed: dict[str, int] = {}
+        for one in (case, *running):
+            for gpu in self.seen(one):
+                part = 0 if self.rig.model is None else self.rig.model.bytes // one.gpus
+                needed[gpu.uuid] = needed.get(gpu.uuid, 0) + part + _ROOM
+        sizes = {gpu.uuid: gpu.memory_bytes for gpu in self.rig.gpus}
+        return all((size := sizes[uuid]) is None or bytes_ <= size for uuid, bytes_ in needed.items())
 
     def seen(self, case: Case) -> tuple[Gpu, ...]:
         return seen(case, self.rig.gpus, logical=self.logical)

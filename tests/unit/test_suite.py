@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -401,6 +403,41 @@ def test_no_case_starts_behind_the_deadline(stage: Stage) -> None:
     assert evidence.complete
 
 
+def test_side_by_side_the_record_is_the_same(stage: Stage) -> None:
+    def run(at_once: int) -> Evidence:
+        return stage.run(
+            Pretend(), stock=Pretend(flavor="stock", step_ms=110), options=SuiteOptions(at_once=at_once)
+        )
+
+    one, several = run(1), run(4)
+    assert several.at_once == 4
+    assert several.cases == one.cases
+
+
+def test_a_gpu_gets_no_more_cases_than_it_holds(stage: Stage) -> None:
+    most, lock = 0, threading.Lock()
+
+    class Watched(Pretend):
+        running = 0
+
+        def run(self, request: ProgramRun) -> RunResult:
+            nonlocal most
+            with lock:
+                self.running += 1
+                most = max(most, self.running)
+            time.sleep(0.01)
+            result = super().run(request)
+            with lock:
+                self.running -= 1
+            return result
+
+    # Each needs 15.4 GB and 5 GiB: two of them are more than these 32 GiB.
+    gpus = (replace(GPUS[0], memory_bytes=32 << 30),)
+    evidence = stage.run(Watched(), gpus=gpus, options=SuiteOptions(gpus=1, at_once=4))
+    assert bad(evidence) == set()
+    assert most == 1
+
+
 # --- a soak ---------------------------------------------------------------------------------------
 
 
@@ -531,6 +568,7 @@ def test_junit_holds_what_xml_can_hold() -> None:
         kind="test",
         complete=True,
         selected=(),
+        at_once=1,
         started="2026-01-01T00:00:00Z",
         seconds=1.0,
         subject=record,
