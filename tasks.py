@@ -406,7 +406,7 @@ def patches_rebase(
     if onto:
         found = work.start(one, shop.series[one.series], repo=_repo(repo), onto=onto)
     else:
-        found = work.resume(one, skip=skip)
+        found = work.resume(one, skip=skip, repo=_repo(None))
     raise_for_conflict(one, found)
     shop.reporter.line(rebase_report(one, found))
 

@@ -167,8 +167,11 @@ class SeriesWork(Protocol):
         where a rebase waits for the user, and where the work tree there holds what is not in the series.
         """
 
-    def resume(self, source: Source, *, skip: bool) -> Rebase:
+    def resume(self, source: Source, *, skip: bool, repo: str | None = None) -> Rebase:
         """Go on after a conflict that was resolved; ``skip`` leaves the patch out instead.
+
+        The work tree knows the repository that it was made from. Of ``repo`` only user and password are
+        taken, which no work tree keeps.
 
         Raises UsageError where there is no work tree, or where conflicts are left (named by file and line).
         """

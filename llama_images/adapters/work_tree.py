@@ -26,7 +26,8 @@ _CUT_OFF: Final = ("index.lock", "HEAD.lock", "CHERRY_PICK_HEAD", "REBASE_HEAD",
 class WorkTree:
     """git in one work tree of the cache, out of reach of the user's settings."""
 
-    def __init__(self, git: Git, path: Path, source: Source) -> None:
+    def __init__(self, git: Git, path: Path, source: Source, *, credentials: Mapping[str, str]) -> None:
+        """``credentials`` are for the repository that git asks for what is missing."""
         self._git = git
         self.path = path
         self.git_dir = path / ".git"
@@ -41,6 +42,7 @@ class WorkTree:
             "GIT_EDITOR": ":",
             "GIT_SEQUENCE_EDITOR": ":",
             **committer,
+            **credentials,
         }
 
     def run(self, arguments: Sequence[str]) -> Finished:
