@@ -332,13 +332,14 @@ def patches_check(
     """Every patch: a complete header, exact hunks, clean white space, allowed paths, and it compiles."""
     shop = _workshop()
     trees, _ = _series_adapters(shop)
-    folders = CompileFolders(shop.cache, shop.reporter)
+    folders, patches = CompileFolders(shop.cache, shop.reporter), PatchFolders(ROOT / "patches")
     checked = [
         check_series(
             shop,
             trees,
             folders.open,
             one,
+            patches.listed(one.series),
             repo=_repo(repo),
             compile_patches=compile,
             jobs=_number(jobs, "--jobs"),

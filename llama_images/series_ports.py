@@ -9,8 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
+    from llama_images.errors import UsageError
     from llama_images.matrix import Source
-    from llama_images.patch_series import PatchSeries
+    from llama_images.patch_series import Patch, PatchSeries
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ListedPatch:
+    """A patch that a series file names: either read, or why it can't be."""
+
+    name: str
+    patch: Patch | None = None
+    error: UsageError | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -191,6 +201,9 @@ class SeriesWork(Protocol):
 
 class SeriesFolders(Protocol):
     """The folders below ``patches/``."""
+
+    def listed(self, series: str) -> tuple[ListedPatch, ...]:
+        """What the series file names, in order; UsageError for a series file that can't be read."""
 
     def replace(self, series: PatchSeries, *, source: str) -> bool:
         """Write a series, whole or not at all; returns whether anything changed.

@@ -103,7 +103,7 @@ def test_check_and_status_print_json_and_nothing_else(tmp_path: Path) -> None:
     environment = os.environ | {"LLAMA_IMAGES_CACHE": str(tmp_path), "LLAMA_CPP_REPO": repository() or ""}
     series = load_series(PATCHES / SOURCE.series)
     for words, state in (
-        (["patches.check", "--no-compile", "--json"], ("passed", True)),
+        (["patches.check", "--no-compile", "--json"], ("passed", None)),
         (["patches.status", "--onto", SOURCE.commit, "--json"], ("state", "applies")),
     ):
         argv = [sys.executable, "-m", "invoke", *words]

@@ -98,6 +98,25 @@ def test_a_broken_series_file_is_not_written_over(tmp_path: Path) -> None:
     assert (tmp_path / "pr1" / "series").read_text() == "../x.patch\n"
 
 
+def test_each_patch_is_read_or_told_why_not(tmp_path: Path) -> None:
+    folders = PatchFolders(tmp_path)
+    folders.replace(series("a: one", "a: two", "a: three", "a: four"), source="pr1")
+    folder = tmp_path / "pr1"
+    (folder / "0001-a-one.patch").write_bytes(b"From: a\n\xff\n")
+    (folder / "0002-a-two.patch").unlink()
+    (folder / "0003-a-three.patch").unlink()
+    (folder / "0003-a-three.patch").mkdir()
+    listed = folders.listed("pr1")
+    assert [one.error.message if one.error else one.patch for one in listed] == [
+        f"{tmp_path.name}/pr1/0001-a-one.patch:2: byte 0xff is not UTF-8",
+        f"{tmp_path.name}/pr1/series:3: 0002-a-two.patch is missing",
+        f"{tmp_path.name}/pr1/series:4: 0003-a-three.patch is missing",
+        series("a: one", "a: two", "a: three", "a: four").patches[3],
+    ]
+    with pytest.raises(UsageError, match=r"0001-a-one.patch:2: "):
+        load_series(folder)
+
+
 # --- what was compiled ---
 
 
