@@ -330,6 +330,8 @@ def patches_check(
     c: Context, repo: str = "", source: str = "", compile: bool = True, jobs: str = "", json: bool = False
 ) -> None:
     """Every patch: a complete header, exact hunks, clean white space, allowed paths, and it compiles."""
+    if jobs and not compile:
+        raise UsageError("--jobs has no use with --no-compile", hint="leave one of them out")
     shop = _workshop()
     trees, _ = _series_adapters(shop)
     folders, patches = CompileFolders(shop.cache, shop.reporter), PatchFolders(ROOT / "patches")
@@ -398,6 +400,12 @@ def patches_rebase(
     """Rebase the series onto another commit, in a work tree of the cache."""
     if sum((bool(onto), continue_, skip, abort)) != 1:
         raise UsageError("patches.rebase takes one of --onto REV, --continue, --skip and --abort")
+    if repo and not onto:
+        option = "--continue" if continue_ else "--skip" if skip else "--abort"
+        raise UsageError(
+            f"--repo has no use with {option}",
+            hint="the work tree keeps the repository that --onto was given",
+        )
     shop = _workshop()
     _, work = _series_adapters(shop)
     one = _source(shop, source)
