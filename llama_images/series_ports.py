@@ -209,7 +209,8 @@ class SeriesFolders(Protocol):
         """Write a series, whole or not at all; returns whether anything changed.
 
         Comments of the series file and files that are no patches stay. Patches that the old series file
-        named and the new one does not are removed.
+        named and the new one does not are removed. Raises UsageError where a patch would be written over a
+        file that the series file does not name, or names in a comment.
         """
 
 

@@ -117,7 +117,8 @@ class PatchFolders:
     def replace(self, series: PatchSeries, *, source: str) -> bool:
         """Write a series; see ``series_ports.SeriesFolders.replace``.
 
-        Raises UsageError for a series file that can't be read, OutsideError where nothing can be written.
+        Raises UsageError for a series file that can't be read and for a patch that would be written over,
+        OutsideError where nothing can be written.
         """
         folder = (self._patches / series.name).resolve()
         shown = f"{self._patches.name}/{series.name}"
@@ -126,6 +127,12 @@ class PatchFolders:
         gone = set(parse_series(listed, name=f"{shown}/series"))
         new = {name: data for name, data in old.items() if name not in gone}
         names = [patch.name for patch in series.patches]
+        for patch in series.patches:
+            if patch.name in new and new[patch.name] != patch.text.encode("utf-8"):
+                raise UsageError(
+                    f"{shown}/{patch.name} is there already, and is not one of the series: it would be lost",
+                    hint="Move the file away, or give the commit another subject. Nothing was written.",
+                )
         text = series_text(names, source=source, comments=series_comments(listed))
         new |= {patch.name: patch.text.encode("utf-8") for patch in series.patches}
         new["series"] = text.encode("utf-8")

@@ -49,6 +49,25 @@ def test_a_series_replaces_another_and_leaves_the_rest(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["pr1"]
 
 
+@pytest.mark.parametrize("comment", ["# off: 0002-b-other.patch\n", ""])
+def test_a_patch_that_was_put_aside_is_not_written_over(tmp_path: Path, comment: str) -> None:
+    folders = PatchFolders(tmp_path)
+    folders.replace(series("a: one"), source="pr1")
+    folder = tmp_path / "pr1"
+    (folder / "series").write_text((folder / "series").read_text() + comment)
+    (folder / "0002-b-other.patch").write_text("put aside\n")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UsageError, match=r"pr1/0002-b-other\.patch is there already"):
+        folders.replace(series("a: one", "b: other"), source="pr1")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    # Under another name it stays where it is, and with the same bytes nothing is lost.
+    assert folders.replace(series("a: one", "b: third"), source="pr1")
+    assert (folder / "0002-b-other.patch").read_text() == "put aside\n"
+    (folder / "0002-b-other.patch").write_text(series("a: one", "b: other").patches[1].text)
+    assert folders.replace(series("a: one", "b: other"), source="pr1")
+    assert load_series(folder).patches[1].subject == "b: other"
+
+
 def test_what_is_the_same_is_not_written(tmp_path: Path) -> None:
     folders = PatchFolders(tmp_path)
     folders.replace(series("a: one"), source="pr1")
