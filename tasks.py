@@ -649,6 +649,7 @@ def fetch(
         "model": "a GGUF file; the tiny synthetic one by default on a CPU",
         "out": "folder for the results; a new one in the cache by default",
         "steps": "most denoising steps of a block",
+        "seed": "of every run",
         "note": "a sentence for the page, such as what is special about the machine",
         "from_json": "draw the page and the picture again from this bench.json; nothing is run",
     },
@@ -663,15 +664,18 @@ def bench(
     engine: str = "",
     binary: str = "",
     stock_binary: str = "",
-    rounds: int = 3,
+    rounds: str = "3",
     model: str = "",
     out: str = "",
-    steps: int = 12,
-    seed: int = 1,
+    steps: str = "12",
+    seed: str = "1",
     note: str = "",
     from_json: str = "",
 ) -> None:
     """Time stock against patched, in turns: a table, a JSON document, a page and a picture."""
+    round_count = _number(rounds, "--rounds") or 3
+    step_count = _number(steps, "--steps") or 12
+    seed_number = _number(seed, "--seed") or 1
     shop = _workshop()
     if from_json:
         result = read_document(Path(from_json))
@@ -690,9 +694,9 @@ def bench(
         request = BenchRequest(
             places=places_of(gpus, present=len(present), targets=targets),
             workloads=workloads_of(workload),
-            rounds=rounds,
-            seed=seed,
-            max_steps=steps,
+            rounds=round_count,
+            seed=seed_number,
+            max_steps=step_count,
             note=note,
             taken_at=f"{now:%Y-%m-%dT%H:%M:%SZ}",
             hardware=Hardware(

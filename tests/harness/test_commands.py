@@ -255,6 +255,16 @@ def test_a_full_standard_output_is_told_from_a_bad_file(tmp_path: Path) -> None:
     assert done.stderr.startswith("error: standard output, or ")
 
 
-def test_a_seed_that_is_no_number_is_wrong_use(tmp_path: Path) -> None:
-    done = invoke(tmp_path, "model.synthetic", "--seed", "abc", str(tmp_path / "out.gguf"))
-    assert_refused(done, 2, error="--seed abc: not a number", hint="a whole number from 1 to 9999")
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (("model.synthetic", "out.gguf"), "--seed"),
+        (("bench", "--arch", "cpu"), "--rounds"),
+        (("bench", "--arch", "cpu"), "--steps"),
+        (("bench", "--from-json", "bench.json"), "--seed"),
+    ],
+)
+def test_what_is_no_number_is_wrong_use(tmp_path: Path, words: tuple[str, ...], option: str) -> None:
+    for value in ("abc", "0", "1.5", "-1"):
+        done = invoke(tmp_path, *words, f"{option}={value}")
+        assert_refused(done, 2, error=f"{option} {value}: not a number", hint="a whole number from 1 to 9999")
