@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import os
 import platform as machine
 import re
@@ -98,6 +99,9 @@ def _command(body: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(body)
     def wrapped(*args: Any, **kwargs: Any) -> None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # In a log that takes both streams, a table stands before the error that points to it.
+            sys.stdout.reconfigure(line_buffering=True)
         try:
             body(*args, **kwargs)
             sys.stdout.flush()
@@ -352,7 +356,7 @@ def patches_check(
         print(dumps(tables.check_rows(checked), indent=2))
     else:
         for one in checked:
-            shop.reporter.line(tables.check_table(one))
+            print(tables.check_table(one))
     raise_for(checked)
 
 
@@ -417,7 +421,7 @@ def patches_rebase(
     else:
         found = work.resume(one, skip=skip, repo=_repo(None))
     raise_for_conflict(one, found)
-    shop.reporter.line(rebase_report(one, found))
+    print(rebase_report(one, found))
 
 
 @task(
@@ -445,12 +449,12 @@ def patches_export(c: Context, worktree: str = "", base: str = "", source: str =
         shop.reporter.warn(
             f"the series goes on {done.base}, and matrix.yaml pins {one.commit[:12]}; move the pin too"
         )
-    count = len(done.series.patches)
+    count = counted(len(done.series.patches), "patch", "patches")
     where = f"patches/{done.series.name}"
     if done.is_changed:
-        shop.reporter.line(f"{where}: {count} patch(es) written, from {done.path}; run invoke render")
+        shop.reporter.line(f"{where}: {count} written, from {done.path}; run invoke render")
     else:
-        shop.reporter.line(f"{where}: {count} patch(es), no change")
+        shop.reporter.line(f"{where}: {count}, no change")
 
 
 @task(
@@ -465,7 +469,7 @@ def patches_export(c: Context, worktree: str = "", base: str = "", source: str =
 def pins_update(c: Context, only: list[str], dry_run: bool = False) -> None:
     """Write the newest fitting digests and wheel versions into the matrix; say if the pull request moved."""
     upstreams = PublicUpstreams(SystemPrograms(), cache_folder(), os.environ)
-    update_pins(ROOT / "matrix.yaml", upstreams, ConsoleReporter(), only=only, dry_run=dry_run)
+    update_pins(ROOT / "matrix.yaml", upstreams, ConsoleReporter(), only=only, dry_run=dry_run, show=print)
 
 
 @task(help={**_ENGINE_HELP, "rebuild": "make it anew, with today's packages"})
@@ -478,7 +482,7 @@ def base(c: Context, engine: str = "", rebuild: bool = False) -> None:
         if one.kind == "bootstrap":
             platform = chosen.info().platform
             image = ensure_base(shop, chosen, one, files=shop.rendered(), platform=platform, rebuild=rebuild)
-            shop.reporter.line(f"base {one.name}: {image.id[:19]}, {image.size_bytes / 1e6:.0f} MB")
+            print(f"base {one.name}: {image.id[:19]}, {image.size_bytes / 1e6:.0f} MB")
 
 
 @task(
@@ -521,7 +525,7 @@ def build(
     finally:
         # Where one of many failed, those before it are finished all the same.
         if results:
-            shop.reporter.line(tables.build_table(results))
+            print(tables.build_table(results))
     if smoke and platform != info.platform:
         shop.reporter.warn(f"not tested: images for {platform} do not run on this engine, {info.platform}")
     elif smoke:
@@ -546,7 +550,7 @@ def _smoke_all(shop: Workshop, engine: Engine, made: Plan) -> None:
     failed = []
     for target in made.targets:
         result = run_smoke(shop, engine, target, model)
-        shop.reporter.line(tables.smoke_table(result))
+        print(tables.smoke_table(result))
         failed += [] if result.passed else [target.id]
     if failed:
         raise CheckFailed(
@@ -592,6 +596,7 @@ def synthetic(c: Context, out: str, size: str = "tiny", seed: str = "1") -> None
             on_progress=lambda done, total: activity.update(f"{done / 1e6:.0f} of {total / 1e6:.0f} MB"),
         )
     reporter.line(f"{info.path}: {info.bytes} bytes, sha256 {info.sha256}")
+    print(info.path)
 
 
 @task(
@@ -758,8 +763,8 @@ def demo(c: Context, repo: str = "", engine: str = "") -> None:
             reader=RegistryClient,
         )
     finally:
-        shop.reporter.line(tables.demo_table(log))
-    shop.reporter.line(tables.demo_result(result))
+        print(tables.demo_table(log))
+    print(tables.demo_result(result))
 
 
 @task(help={"fix": "let ruff mend what it can"})
