@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -130,15 +131,7 @@ class FakeBuilders:
         return () if name in self.lacking else (Path("/usr/bin") / name,)
 
     def run(
-        self,
-        argv: Sequence[str],
-        *,
-        cwd: Path | None = None,
-        env: Mapping[str, str] | None = None,
-        stdin: bytes | None = None,
-        timeout: float | None = None,
-        on_line: Callable[[str], None] | None = None,
-        log: Path | None = None,
+        self, argv: Sequence[str], *, on_line: Callable[[str], None] | None = None, **_how: Any
     ) -> Finished:
         self.runs.append(tuple(argv))
         text = f"{argv[0]} 1.2\nmore" if "--version" in argv else "3\n" if argv[0] == "sh" else "[1/2] CXX\n"
