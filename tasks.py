@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import io
 import os
 import platform as machine
 import re
@@ -114,6 +115,9 @@ def _command(body: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(body)
     def wrapped(*args: Any, **kwargs: Any) -> None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # In a log that takes both streams, a table stands before the error that points to it.
+            sys.stdout.reconfigure(line_buffering=True)
         try:
             body(*args, **kwargs)
             sys.stdout.flush()
@@ -346,15 +350,18 @@ def patches_check(
     c: Context, repo: str = "", source: str = "", compile: bool = True, jobs: str = "", json: bool = False
 ) -> None:
     """Every patch: a complete header, exact hunks, clean white space, allowed paths, and it compiles."""
+    if jobs and not compile:
+        raise UsageError("--jobs has no use with --no-compile", hint="leave one of them out")
     shop = _workshop()
     trees, _ = _series_adapters(shop)
-    folders = CompileFolders(shop.cache, shop.reporter)
+    folders, patches = CompileFolders(shop.cache, shop.reporter), PatchFolders(ROOT / "patches")
     checked = [
         check_series(
             shop,
             trees,
             folders.open,
             one,
+            patches.listed(one.series),
             repo=_repo(repo),
             compile_patches=compile,
             jobs=_number(jobs, "--jobs"),
@@ -365,7 +372,7 @@ def patches_check(
         print(dumps(tables.check_rows(checked), indent=2))
     else:
         for one in checked:
-            shop.reporter.line(tables.check_table(one))
+            print(tables.check_table(one))
     raise_for(checked)
 
 
@@ -413,6 +420,12 @@ def patches_rebase(
     """Rebase the series onto another commit, in a work tree of the cache."""
     if sum((bool(onto), continue_, skip, abort)) != 1:
         raise UsageError("patches.rebase takes one of --onto REV, --continue, --skip and --abort")
+    if repo and not onto:
+        option = "--continue" if continue_ else "--skip" if skip else "--abort"
+        raise UsageError(
+            f"--repo has no use with {option}",
+            hint="the work tree keeps the repository that --onto was given",
+        )
     shop = _workshop()
     _, work = _series_adapters(shop)
     one = _source(shop, source)
@@ -422,9 +435,9 @@ def patches_rebase(
     if onto:
         found = work.start(one, shop.series[one.series], repo=_repo(repo), onto=onto)
     else:
-        found = work.resume(one, skip=skip)
+        found = work.resume(one, skip=skip, repo=_repo(None))
     raise_for_conflict(one, found)
-    shop.reporter.line(rebase_report(one, found))
+    print(rebase_report(one, found))
 
 
 @task(
@@ -452,12 +465,12 @@ def patches_export(c: Context, worktree: str = "", base: str = "", source: str =
         shop.reporter.warn(
             f"the series goes on {done.base}, and matrix.yaml pins {one.commit[:12]}; move the pin too"
         )
-    count = len(done.series.patches)
+    count = counted(len(done.series.patches), "patch", "patches")
     where = f"patches/{done.series.name}"
     if done.is_changed:
-        shop.reporter.line(f"{where}: {count} patch(es) written, from {done.path}; run invoke render")
+        shop.reporter.line(f"{where}: {count} written, from {done.path}; run invoke render")
     else:
-        shop.reporter.line(f"{where}: {count} patch(es), no change")
+        shop.reporter.line(f"{where}: {count}, no change")
 
 
 @task(
@@ -472,7 +485,7 @@ def patches_export(c: Context, worktree: str = "", base: str = "", source: str =
 def pins_update(c: Context, only: list[str], dry_run: bool = False) -> None:
     """Write the newest fitting digests and wheel versions into the matrix; say if the pull request moved."""
     upstreams = PublicUpstreams(SystemPrograms(), cache_folder(), os.environ)
-    update_pins(ROOT / "matrix.yaml", upstreams, ConsoleReporter(), only=only, dry_run=dry_run)
+    update_pins(ROOT / "matrix.yaml", upstreams, ConsoleReporter(), only=only, dry_run=dry_run, show=print)
 
 
 @task(help={**_ENGINE_HELP, "rebuild": "make it anew, with today's packages"})
@@ -485,7 +498,7 @@ def base(c: Context, engine: str = "", rebuild: bool = False) -> None:
         if one.kind == "bootstrap":
             platform = chosen.info().platform
             image = ensure_base(shop, chosen, one, files=shop.rendered(), platform=platform, rebuild=rebuild)
-            shop.reporter.line(f"base {one.name}: {image.id[:19]}, {image.size_bytes / 1e6:.0f} MB")
+            print(f"base {one.name}: {image.id[:19]}, {image.size_bytes / 1e6:.0f} MB")
 
 
 @task(
@@ -528,7 +541,7 @@ def build(
     finally:
         # Where one of many failed, those before it are finished all the same.
         if results:
-            shop.reporter.line(tables.build_table(results))
+            print(tables.build_table(results))
     if smoke and platform != info.platform:
         shop.reporter.warn(f"not tested: images for {platform} do not run on this engine, {info.platform}")
     elif smoke:
@@ -553,7 +566,7 @@ def _smoke_all(shop: Workshop, engine: Engine, made: Plan) -> None:
     failed = []
     for target in made.targets:
         result = run_smoke(shop, engine, target, model)
-        shop.reporter.line(tables.smoke_table(result))
+        print(tables.smoke_table(result))
         failed += [] if result.passed else [target.id]
     if failed:
         raise CheckFailed(
@@ -769,6 +782,7 @@ def synthetic(c: Context, out: str, size: str = "tiny", seed: str = "1") -> None
         reporter, "tiny" if size == "tiny" else "full", Path(out), seed=1 if number is None else number
     )
     reporter.line(f"{info.path}: {info.bytes} bytes, sha256 {info.sha256}")
+    print(info.path)
 
 
 def _synthetic(reporter: Reporter, size: Size, path: Path, *, seed: int = 1) -> ModelInfo:
@@ -836,6 +850,7 @@ def fetch(
         "model": "a GGUF file; the tiny synthetic one by default on a CPU",
         "out": "folder for the results; a new one in the cache by default",
         "steps": "most denoising steps of a block",
+        "seed": "of every run",
         "note": "a sentence for the page, such as what is special about the machine",
         "from_json": "draw the page and the picture again from this bench.json; nothing is run",
     },
@@ -850,15 +865,18 @@ def bench(
     engine: str = "",
     binary: str = "",
     stock_binary: str = "",
-    rounds: int = 3,
+    rounds: str = "3",
     model: str = "",
     out: str = "",
-    steps: int = 12,
-    seed: int = 1,
+    steps: str = "12",
+    seed: str = "1",
     note: str = "",
     from_json: str = "",
 ) -> None:
     """Time stock against patched, in turns: a table, a JSON document, a page and a picture."""
+    round_count = _number(rounds, "--rounds") or 3
+    step_count = _number(steps, "--steps") or 12
+    seed_number = _number(seed, "--seed") or 1
     shop = _workshop()
     if from_json:
         result = read_document(Path(from_json))
@@ -877,9 +895,9 @@ def bench(
         request = BenchRequest(
             places=places_of(gpus, present=len(present), targets=targets),
             workloads=workloads_of(workload),
-            rounds=rounds,
-            seed=seed,
-            max_steps=steps,
+            rounds=round_count,
+            seed=seed_number,
+            max_steps=step_count,
             note=note,
             taken_at=f"{now:%Y-%m-%dT%H:%M:%SZ}",
             hardware=Hardware(
@@ -941,8 +959,8 @@ def demo(c: Context, repo: str = "", engine: str = "") -> None:
             reader=RegistryClient,
         )
     finally:
-        shop.reporter.line(tables.demo_table(log))
-    shop.reporter.line(tables.demo_result(result))
+        print(tables.demo_table(log))
+    print(tables.demo_result(result))
 
 
 @task(help={"fix": "let ruff mend what it can"})

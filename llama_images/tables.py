@@ -156,8 +156,8 @@ def check_rows(series: Sequence[CheckedSeries]) -> list[dict[str, Any]]:
         {
             "series": one.source.series,
             "number": number,
-            "name": checked.patch.name,
-            "passed": not checked.problems,
+            "name": checked.name,
+            "passed": checked.passed,
             "problems": list(checked.problems),
             "compiled": checked.compiled,
         }
@@ -173,16 +173,20 @@ def check_table(checked: CheckedSeries) -> str:
             str(number),
             "FAIL" if one.problems else "ok",
             one.compiled,
-            "; ".join([one.patch.name, *one.problems]),
+            "; ".join([one.name, *one.problems]),
         ]
         for number, one in enumerate(checked.patches, 1)
     ]
-    passed = sum(not one.problems for one in checked.patches)
+    fine = sum(not one.problems for one in checked.patches)
     source = checked.source
-    return (
-        table(("#", "check", "compiled", "patch and what is wrong"), rows, right=(0,))
-        + f"\n{source.series}: {passed} of {len(rows)} patch(es) passed on {source.commit[:12]}"
-    )
+    all_of_them = counted(len(rows), "patch", "patches")
+    text = table(("#", "check", "compiled", "patch and what is wrong"), rows, right=(0,))
+    text += f"\n{source.series}: {fine} of {all_of_them} without a problem on {source.commit[:12]}"
+    if uncompiled := sum(one.passed is None for one in checked.patches):
+        text += f", {uncompiled} of these not compiled"
+    if checked.compile_error is not None:
+        text += f"\n{checked.compile_error.message}"
+    return text
 
 
 def status_rows(source: Source, comparison: Comparison) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -15,9 +16,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def invoke(
-    cache: Path, *words: str, root: Path = ROOT, **environment: str
+    cache: Path,
+    *words: str,
+    root: Path = ROOT,
+    stdout: int | IO[str] = subprocess.PIPE,
+    stderr: int = subprocess.PIPE,
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run one command to its end, with a cache of its own."""
+    """Run one command to its end, with a cache of its own; what it prints is kept, or goes elsewhere."""
     env = {name: value for name, value in os.environ.items() if name != "LLAMA_CPP_REPO"}
     env |= {"LLAMA_IMAGES_CACHE": str(cache), "PYTHONDONTWRITEBYTECODE": "1"} | environment
     return subprocess.run(
@@ -25,7 +31,8 @@ def invoke(
         cwd=root,
         env=env,
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=stdout,
+        stderr=stderr,
         text=True,
         timeout=120,
         check=False,
@@ -137,6 +144,8 @@ def test_render_check_shows_what_differs(tmp_path: Path) -> None:
         "hint: run invoke render and commit the result",
     ]
     assert dockerfile.read_text("utf-8") == text, "--check wrote"
+    merged = invoke(tmp_path / "cache", "render", "--check", root=copy, stderr=subprocess.STDOUT).stdout
+    assert merged == drifted.stdout + drifted.stderr
 
 
 def test_an_engine_of_an_unknown_name_is_refused(tmp_path: Path) -> None:
@@ -274,6 +283,10 @@ def test_a_cache_that_can_not_be_written_is_told_by_its_path(tmp_path: Path) -> 
         (("rebase", "--onto", "main", "--abort"), "takes one of", None),
         (("rebase", "--continue"), "there is no rebase of pr24423 to go on with", "--onto"),
         (("rebase", "--abort"), "there is no work tree of pr24423", "--onto"),
+        (("rebase", "--continue", "--repo", "x"), "--repo has no use with --continue", "--onto"),
+        (("rebase", "--skip", "--repo", "x"), "--repo has no use with --skip", "--onto"),
+        (("rebase", "--abort", "--repo", "x"), "--repo has no use with --abort", "--onto"),
+        (("check", "--no-compile", "--jobs", "2"), "--jobs has no use with --no-compile", "leave one"),
         (("export",), "there is no work tree of pr24423", "--worktree"),
         (("export", "--worktree", "/nonexistent"), "/nonexistent is no folder", "top folder"),
         (("check", "--jobs", "many"), "--jobs many: not a number", "a whole number from 1 to 9999"),
@@ -288,23 +301,20 @@ def test_wrong_use_of_the_series_commands_is_one_line(
     assert_refused(done, 2, error=error, hint=hint)
 
 
+def test_a_model_is_named_on_standard_output_and_its_hash_beside(tmp_path: Path) -> None:
+    file = tmp_path / "tiny.gguf"
+    done = invoke(tmp_path, "model.synthetic", str(file))
+    assert (done.returncode, done.stdout) == (0, f"{file}\n"), done.stderr
+    assert "sha256" in done.stderr
+
+
 @pytest.mark.parametrize("words", [("matrix",), ("matrix", "--json")])
 def test_a_reader_that_has_gone_ends_a_command_in_silence(tmp_path: Path, words: tuple[str, ...]) -> None:
     # `invoke matrix | head`, with a head that has left before the first line.
     read_end, write_end = os.pipe()
     os.close(read_end)
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "invoke", *words],
-            cwd=ROOT,
-            env=os.environ | {"LLAMA_IMAGES_CACHE": str(tmp_path)},
-            stdin=subprocess.DEVNULL,
-            stdout=write_end,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        done = invoke(tmp_path, *words, stdout=write_end)
     finally:
         os.close(write_end)
     # As of a program that SIGPIPE ends: what the command would have found is not known, so it is no success.
@@ -313,21 +323,21 @@ def test_a_reader_that_has_gone_ends_a_command_in_silence(tmp_path: Path, words:
 
 def test_a_full_standard_output_is_told_from_a_bad_file(tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "invoke", "matrix", "--json"],
-            cwd=ROOT,
-            env=os.environ | {"LLAMA_IMAGES_CACHE": str(tmp_path)},
-            stdin=subprocess.DEVNULL,
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        done = invoke(tmp_path, "matrix", "--json", stdout=full)
     assert done.returncode == 3
     assert done.stderr.startswith("error: standard output, or ")
 
 
-def test_a_seed_that_is_no_number_is_wrong_use(tmp_path: Path) -> None:
-    done = invoke(tmp_path, "model.synthetic", "--seed", "abc", str(tmp_path / "out.gguf"))
-    assert_refused(done, 2, error="--seed abc: not a number", hint="a whole number from 1 to 9999")
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (("model.synthetic", "out.gguf"), "--seed"),
+        (("bench", "--arch", "cpu"), "--rounds"),
+        (("bench", "--arch", "cpu"), "--steps"),
+        (("bench", "--from-json", "bench.json"), "--seed"),
+    ],
+)
+def test_what_is_no_number_is_wrong_use(tmp_path: Path, words: tuple[str, ...], option: str) -> None:
+    for value in ("abc", "0", "1.5", "-1"):
+        done = invoke(tmp_path, *words, f"{option}={value}")
+        assert_refused(done, 2, error=f"{option} {value}: not a number", hint="a whole number from 1 to 9999")
