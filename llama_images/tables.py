@@ -16,6 +16,7 @@ from llama_images.ports import Layer
 from llama_images.render import series_of
 from llama_images.selection import all_targets, local_reference
 from llama_images.series_ports import Comparison
+from llama_images.tags import published_tags
 from llama_images.words import counted, duration
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ def matrix_rows(matrix: Matrix, series: Mapping[str, PatchSeries]) -> list[dict[
                 "toolkit": toolkit.version if toolkit else None,
                 "minimum_driver": toolkit.minimum_driver if toolkit else None,
                 "tag": local_reference(target),
+                "published_tags": list(published_tags(matrix, target, own).all),
                 "source": target.source.name,
                 "commit": target.source.commit,
                 "series_digest": own.digest if own is not None else None,
