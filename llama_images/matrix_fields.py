@@ -105,7 +105,7 @@ IMAGE: Final = (
     r"([a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?/)?"
     r"[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
 )
-# Three numbers and nothing else: it begins a tag, and what a tag names is told apart from a commit by its form.
+# Three numbers and nothing else: it begins a tag, and its form tells it from a commit.
 VERSION: Final = r"(0|[1-9][0-9]{0,5})\.(0|[1-9][0-9]{0,5})\.(0|[1-9][0-9]{0,5})"
 SUITE: Final = r"[a-z][a-z0-9-]*"
 DIGEST: Final = rf"sha256:{HEX64}"

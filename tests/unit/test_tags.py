@@ -28,24 +28,25 @@ def own(flavor: str) -> PatchSeries | None:
 
 
 @pytest.mark.parametrize(
-    ("arch", "flavor", "base", "version", "commit", "moving"),
+    ("arch", "flavor", "base", "prefix", "name", "moving"),
     [
-        ("120", "patched", None, "1.2.3-cuda13.0-sm120", f"{SHORT}-cuda13.0-sm120", ["sm120"]),
-        ("120", "stock", None, "stock-1.2.3-cuda13.0-sm120", "stock-10a2613aa-cuda13.0-sm120", ["stock-sm120"]),
-        ("portable", "patched", None, "1.2.3-cuda13.0-portable", f"{SHORT}-cuda13.0-portable", ["portable", "latest"]),
-        ("portable", "stock", None, "stock-1.2.3-cuda13.0-portable", "stock-10a2613aa-cuda13.0-portable", ["stock-portable"]),
-        ("portable", "patched", "nvidia", "1.2.3-cuda13.0-portable-nvidia", f"{SHORT}-cuda13.0-portable-nvidia", ["portable-nvidia"]),
-        ("70", "patched", "nvidia", "1.2.3-cuda12.9-sm70-nvidia", f"{SHORT}-cuda12.9-sm70-nvidia", ["sm70-nvidia"]),
-        ("70", "stock", "nvidia", "stock-1.2.3-cuda12.9-sm70-nvidia", "stock-10a2613aa-cuda12.9-sm70-nvidia", ["stock-sm70-nvidia"]),
-        ("cpu", "patched", None, "1.2.3-cpu", f"{SHORT}-cpu", ["cpu"]),
+        ("120", "patched", None, "", "cuda13.0-sm120", ["sm120"]),
+        ("120", "stock", None, "stock-", "cuda13.0-sm120", ["stock-sm120"]),
+        ("portable", "patched", None, "", "cuda13.0-portable", ["portable", "latest"]),
+        ("portable", "stock", None, "stock-", "cuda13.0-portable", ["stock-portable"]),
+        ("portable", "patched", "nvidia", "", "cuda13.0-portable-nvidia", ["portable-nvidia"]),
+        ("70", "patched", "nvidia", "", "cuda12.9-sm70-nvidia", ["sm70-nvidia"]),
+        ("70", "stock", "nvidia", "stock-", "cuda12.9-sm70-nvidia", ["stock-sm70-nvidia"]),
+        ("cpu", "patched", None, "", "cpu", ["cpu"]),
     ],
-)  # fmt: skip
+)
 def test_tags_of_a_target(
-    matrix: Matrix, arch: str, flavor: str, base: str | None, version: str, commit: str, moving: list[str]
+    matrix: Matrix, arch: str, flavor: str, base: str | None, prefix: str, name: str, moving: list[str]
 ) -> None:
     tags = published_tags(matrix, make_target(matrix, arch, flavor=flavor, base=base), own(flavor))
-    assert (tags.version, tags.commit, list(tags.moving)) == (version, commit, moving)
-    assert tags.all == (version, commit, *moving)
+    commit = SHORT if flavor == "patched" else "10a2613aa"
+    assert tags.all == (f"{prefix}1.2.3-{name}", f"{prefix}{commit}-{name}", *moving)
+    assert (tags.version, tags.commit, *tags.moving) == tags.all
 
 
 def test_no_two_targets_share_a_tag(matrix: Matrix) -> None:
@@ -84,8 +85,12 @@ def test_every_fixed_tag_is_read_back_and_no_moving_one(matrix: Matrix) -> None:
 
 
 @pytest.mark.parametrize(
-    "tag", ["latest", "sha256-" + "0" * 64, "1.2.3", "1.2-cpu", "v1.2.3-cpu", "01.2.3-cpu", "10a2613a-cpu", "cpu-1.2.3", ""]
-)  # fmt: skip
+    "tag",
+    [
+        *("latest", "sha256-" + "0" * 64, "1.2.3", "1.2-cpu", "v1.2.3-cpu"),
+        *("01.2.3-cpu", "10a2613a-cpu", "cpu-1.2.3", ""),
+    ],
+)
 def test_other_tags_are_not_taken_for_ours(tag: str) -> None:
     assert parse_fixed(tag) is None
 
