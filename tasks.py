@@ -39,7 +39,8 @@ from llama_images.adapters.machine import processor
 from llama_images.adapters.patch_files import LazySeries, PatchFolders
 from llama_images.adapters.process import SystemPrograms, termination_as_interrupt
 from llama_images.adapters.programs import BareProgram, ImageProgram
-from llama_images.adapters.registry import LocalRegistry, RegistryClient
+from llama_images.adapters.registry import LocalRegistry
+from llama_images.adapters.registry_client import RegistryClient
 from llama_images.adapters.reporter import ConsoleReporter
 from llama_images.adapters.series_trees import GitSeriesTrees
 from llama_images.adapters.series_work import GitSeriesWork
