@@ -8,8 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+from llama_images.oci import Descriptor, Manifest
 
 if TYPE_CHECKING:
     from llama_images.bench_chart import Chart
@@ -237,6 +240,12 @@ class Engine(Protocol):
     def export_root(self, reference: str, archive: Path) -> None:
         """Write the image's whole file system, without running it, as a tar archive."""
 
+    def save(self, reference: str, archive: Path, on_bytes: Callable[[int], None]) -> None:
+        """Write the image, its configuration and layers, as an archive in the form of ``docker save``.
+
+        ``on_bytes`` gets the number of bytes written so far.
+        """
+
     def layers(self, reference: str) -> tuple[Layer, ...]:
         """Sizes of every layer, lowest first; empty ones left out."""
 
@@ -308,6 +317,40 @@ class HeldImage:
     """How many were read: configurations and layers."""
     compressed_bytes: int
     """Sum of the layers, as they are pulled."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackedImage:
+    """An image as it is published, in files of the cache."""
+
+    folder: Path
+    """An OCI image layout; blobs lie below ``blobs/sha256``."""
+    configuration: bytes
+    """As it is published, see ``oci.published_config``."""
+    layers: tuple[Descriptor, ...]
+    """Compressed, lowest first."""
+    diff_ids: tuple[str, ...]
+    """Digests of the uncompressed layers."""
+
+    def blob(self, descriptor: Descriptor) -> Path:
+        """The file of a blob."""
+        return self.folder / "blobs" / "sha256" / descriptor.digest.removeprefix("sha256:")
+
+
+class ImageStore(Protocol):
+    """Images of an engine as files that a registry takes."""
+
+    def pack(
+        self, engine: Engine, reference: str, created: datetime, on_progress: Callable[[str], None]
+    ) -> PackedImage:
+        """Bring an image into the cache, its configuration dated ``created``; what is there is kept.
+
+        Equal images make equal files. Raises OutsideError where the engine lacks the image or the cache has
+        no room.
+        """
+
+    def list_image(self, name: str, manifest: Manifest) -> None:
+        """Enter a packed image into the layout under a name, so that other tools can read it from there."""
 
 
 class RegistryReader(Protocol):
