@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any, Final, Self
@@ -224,17 +224,22 @@ _RUNTIME_KEYS: Final = (
 )
 
 
-def published_config(config: Mapping[str, Any], created: datetime) -> bytes:
+def published_config(
+    config: Mapping[str, Any], created: datetime, without_labels: Collection[str] = ()
+) -> bytes:
     """An engine's configuration of an image as it is published: dated by its source, not by its build.
 
-    Equal images have equal configurations, whenever and wherever they were built. Raises NotOci where
-    ``config`` is no image's.
+    Equal images have equal configurations, whenever and wherever they were built. ``without_labels`` are
+    labels that tell of the build. Raises NotOci where ``config`` is no image's.
     """
     stamp = created.strftime("%Y-%m-%dT%H:%M:%SZ")
     try:
         result: dict[str, Any] = {key: config[key] for key in _CONFIG_KEYS if config.get(key)}
         runtime = config.get("config") or {}
         result["config"] = {key: runtime[key] for key in _RUNTIME_KEYS if runtime.get(key)}
+        if "Labels" in result["config"]:
+            labels = result["config"]["Labels"].items()
+            result["config"]["Labels"] = {key: text for key, text in labels if key not in without_labels}
         if result["config"].get("WorkingDir") == "/":
             del result["config"]["WorkingDir"]  # the default, which some engines write out
         result["created"] = stamp

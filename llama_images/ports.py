@@ -5,7 +5,7 @@ Each protocol has its adapter under ``llama_images.adapters``; only ``tasks.py``
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -341,7 +341,13 @@ class ImageStore(Protocol):
     """Images of an engine as files that a registry takes."""
 
     def pack(
-        self, engine: Engine, reference: str, created: datetime, on_progress: Callable[[str], None]
+        self,
+        engine: Engine,
+        reference: str,
+        created: datetime,
+        on_progress: Callable[[str], None],
+        *,
+        without_labels: Collection[str] = (),
     ) -> PackedImage:
         """Bring an image into the cache, its configuration dated ``created``; what is there is kept.
 

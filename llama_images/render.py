@@ -21,6 +21,9 @@ from llama_images.selection import Target, all_targets, local_reference
 LABEL_PREFIX = "io.github.llama-images"
 """Reverse-DNS name space of this project's own image labels; the rest are OCI's."""
 
+INPUTS_LABEL = f"{LABEL_PREFIX}.inputs"
+"""Label with the digest of everything that went into an image; how a finished target is recognised."""
+
 TABLE_BEGIN = "<!-- images:begin -->"
 TABLE_END = "<!-- images:end -->"
 

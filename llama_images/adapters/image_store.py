@@ -13,7 +13,7 @@ import os
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any, Final
@@ -38,7 +38,13 @@ class CachedImages:
         self._folder = folder
 
     def pack(
-        self, engine: Engine, reference: str, created: datetime, on_progress: Callable[[str], None]
+        self,
+        engine: Engine,
+        reference: str,
+        created: datetime,
+        on_progress: Callable[[str], None],
+        *,
+        without_labels: Collection[str] = (),
     ) -> PackedImage:
         """Bring an image into the cache, see ``ports.ImageStore.pack``."""
         image = engine.image(reference)
@@ -54,7 +60,7 @@ class CachedImages:
             if config is None or layers is None:
                 config, layers = self._unpack(engine, reference, on_progress)
                 _write(note, json.dumps(config).encode())
-            published = oci.published_config(config, created)
+            published = oci.published_config(config, created, without_labels)
         except oci.NotOci as error:
             raise OutsideError(f"the engine's image {reference} has an unknown form: {error}") from error
         except OSError as error:

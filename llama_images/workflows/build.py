@@ -22,7 +22,7 @@ from llama_images.oci import is_digest
 from llama_images.plan import Plan, source_subject
 from llama_images.ports import BuildRequest, CheckedOut, Engine, ImageInfo
 from llama_images.render import (
-    LABEL_PREFIX,
+    INPUTS_LABEL,
     base_reference,
     bootstrap_argv,
     series_of,
@@ -31,9 +31,6 @@ from llama_images.render import (
 from llama_images.selection import Target, local_reference
 from llama_images.words import last_line
 from llama_images.workflows.workshop import Workshop, write_or_remove
-
-INPUTS_LABEL = f"{LABEL_PREFIX}.inputs"
-"""Label with the digest of everything that went into an image; how a finished target is recognised."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,8 +8,8 @@ import pytest
 
 from llama_images.errors import OutsideError
 from llama_images.plan import choose, make_plan
-from llama_images.render import base_reference
-from llama_images.workflows.build import INPUTS_LABEL, Built, build_all, find_record
+from llama_images.render import INPUTS_LABEL, base_reference
+from llama_images.workflows.build import Built, build_all, find_record
 from tests.unit.fakes import PLATFORM, House
 
 CPU, SM89, SM120 = (f"llama-diffusion:{name}" for name in ("cpu", "sm89", "sm120"))
