@@ -12,6 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from llama_images.imageroot import LayerContents
 from llama_images.oci import Descriptor, Manifest
 
 if TYPE_CHECKING:
@@ -355,6 +356,9 @@ class ImageStore(Protocol):
         no room.
         """
 
+    def contents(self, packed: PackedImage) -> tuple[LayerContents, ...]:
+        """The files of each layer by itself, lowest first: also those that a later layer hides."""
+
     def list_image(self, name: str, manifest: Manifest) -> None:
         """Enter a packed image into the layout under a name, so that other tools can read it from there."""
 
@@ -367,6 +371,78 @@ class RegistryReader(Protocol):
 
         Raises OutsideError where the registry can't be reached, or lacks or alters a part.
         """
+
+
+class Registry(RegistryReader, Protocol):
+    """A registry that is filled. ``repository`` is a name without host and tag.
+
+    Every method raises OutsideError, in one line, where the registry can't be reached, refuses, or alters
+    what it is given or gives.
+    """
+
+    def manifest(self, repository: str, reference: str) -> Manifest:
+        """What lies under a tag or a digest; an error where nothing does."""
+
+    def find(self, repository: str, reference: str) -> Manifest | None: ...
+    def blob(self, repository: str, digest: str) -> bytes:
+        """A whole blob, checked against its digest; for small ones."""
+
+    def read_blob(
+        self, repository: str, digest: str, size: int, on_bytes: Callable[[int], None] = ...
+    ) -> None:
+        """Read a blob to its end and compare size and digest; it is not kept."""
+
+    def has_blob(self, repository: str, blob: Descriptor) -> bool: ...
+    def tags(self, repository: str) -> tuple[str, ...]:
+        """Every tag, sorted; none where there is no such repository."""
+
+    def referrers(self, repository: str, digest: str) -> tuple[Descriptor, ...]:
+        """What is attached to a manifest."""
+
+    def push_blob(
+        self,
+        repository: str,
+        blob: Descriptor,
+        path: Path,
+        *,
+        mount_from: Sequence[str] = (),
+        on_bytes: Callable[[int], None] = ...,
+    ) -> bool:
+        """Send a file; False where the registry has it, or has it in one of ``mount_from``."""
+
+    def push_bytes(self, repository: str, data: bytes, media_type: str) -> Descriptor: ...
+    def push_manifest(self, repository: str, manifest: Manifest, tag: str | None = None) -> None:
+        """Send a manifest or an index under its digest, or under a tag, and compare what is there then."""
+
+    def push_referrer(self, repository: str, manifest: Manifest) -> None:
+        """Send a manifest that belongs to another, so that it is found from there."""
+
+    def delete(self, repository: str, digest: str) -> None:
+        """Remove a manifest and every tag that means it; fine where it is not there."""
+
+
+class Verifier(Protocol):
+    """Knows a publisher."""
+
+    @property
+    def name(self) -> str:
+        """Who that is: a key's fingerprint, or an identity."""
+
+    def open(self, bundle: bytes) -> bytes:
+        """The statement in a signed bundle. Raises CheckFailed where the publisher did not sign it."""
+
+
+class Signer(Protocol):
+    """Signs statements, with a key or without."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def verifier(self) -> Verifier:
+        """Opens what this has signed."""
+
+    def sign(self, payload: bytes) -> bytes:
+        """The signed statement as a Sigstore bundle."""
 
 
 class RegistryServer(Protocol):

@@ -7,6 +7,7 @@ is found again by the digest of what it was made from.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -20,6 +21,7 @@ from typing import IO, Any, Final
 
 from llama_images import oci
 from llama_images.errors import OutsideError
+from llama_images.imageroot import LayerContents, LeakSearch, read_root
 from llama_images.oci import Descriptor
 from llama_images.ports import Engine, PackedImage
 
@@ -159,6 +161,25 @@ class CachedImages:
             part.unlink(missing_ok=True)
         _write(self._note(diff_id), oci.encode(layer.as_json()))
         return layer
+
+    def contents(self, packed: PackedImage) -> tuple[LayerContents, ...]:
+        """The files of each layer by itself, see ``ports.ImageStore.contents``."""
+        found = []
+        with tempfile.TemporaryDirectory(dir=self._folder, prefix="root-") as folder:
+            plain = Path(folder) / "layer.tar"
+            for layer in packed.layers:
+                search = LeakSearch()
+                try:
+                    with gzip.open(packed.blob(layer)) as source, plain.open("wb") as copy:
+                        while chunk := source.read(_CHUNK):
+                            search.feed(chunk)
+                            copy.write(chunk)
+                except (OSError, EOFError, zlib.error) as error:
+                    raise OutsideError(
+                        f"{packed.blob(layer)} can't be read: {error}", hint="remove it, and try again"
+                    ) from None
+                found.append(LayerContents(digest=layer.digest, root=read_root(plain), leaks=search.found))
+        return tuple(found)
 
     def list_image(self, name: str, manifest: oci.Manifest) -> None:
         """Enter a packed image into the layout under a name, so that other tools can read it from there."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import io
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -236,30 +237,29 @@ class RegistryClient:
         for other in mount_from:
             if other != repository and self._mount(repository, blob, other):
                 return False
-        upload = _Upload(self._http, repository, blob, path, on_bytes)
+        try:
+            self._upload(_Upload(self._http, repository, blob, lambda: path.open("rb"), on_bytes))
+        except OSError as error:
+            raise OutsideError(f"{path} can't be read: {error.strerror or error}") from None
+        return True
+
+    def push_bytes(self, repository: str, data: bytes, media_type: str) -> Descriptor:
+        """Send some bytes as a blob, where the registry does not have them."""
+        blob = Descriptor.of(data, media_type)
+        if not self.has_blob(repository, blob):
+            self._upload(_Upload(self._http, repository, blob, lambda: io.BytesIO(data), lambda _count: None))
+        return blob
+
+    def _upload(self, upload: _Upload) -> None:
         try:
             self._http.retrying()(upload.go_on)
         except Again as error:
             raise self._http.given_up(error) from None
-        except OSError as error:
-            raise OutsideError(f"{path} can't be read: {error.strerror or error}") from None
-        if not self.has_blob(repository, blob):
+        if not self.has_blob(upload.repository, upload.blob):
             raise OutsideError(
-                f"{self._name} took {_named(repository, blob.digest)} and does not have it",
+                f"{self._name} took {_named(upload.repository, upload.blob.digest)} and does not have it",
                 hint="look at the registry's log",
             )
-        return True
-
-    def push_bytes(self, repository: str, data: bytes, media_type: str, scratch: Path) -> Descriptor:
-        """Send some bytes as a blob; ``scratch`` is a folder for a moment."""
-        blob = Descriptor.of(data, media_type)
-        path = scratch / blob.digest.removeprefix("sha256:")
-        path.write_bytes(data)
-        try:
-            self.push_blob(repository, blob, path)
-        finally:
-            path.unlink(missing_ok=True)
-        return blob
 
     def _mount(self, repository: str, blob: Descriptor, other: str) -> bool:
         query = urlencode({"mount": blob.digest, "from": other})
@@ -403,13 +403,13 @@ class _Upload:
         http: RegistryHttp,
         repository: str,
         blob: Descriptor,
-        path: Path,
+        opened: Callable[[], IO[bytes]],
         on_bytes: Callable[[int], None],
     ) -> None:
+        self.repository = repository
+        self.blob = blob
         self._http = http
-        self._repository = repository
-        self._blob = blob
-        self._path = path
+        self._opened = opened
         self._on_bytes = on_bytes
         self._location = ""
         self._what = _named(repository, blob.digest)
@@ -419,16 +419,16 @@ class _Upload:
         offset = self._offset() if self._location else 0
         if not self._location:
             answer = self._ask(
-                "POST", f"/v2/{self._repository}/blobs/uploads/", (202,), {"Content-Length": "0"}
+                "POST", f"/v2/{self.repository}/blobs/uploads/", (202,), {"Content-Length": "0"}
             )
             self._moved(answer)
-        if offset < self._blob.size:
+        if offset < self.blob.size:
             headers = {"Content-Type": "application/octet-stream"}
             if offset:
-                headers["Content-Range"] = f"{offset}-{self._blob.size - 1}"
+                headers["Content-Range"] = f"{offset}-{self.blob.size - 1}"
             self._moved(self._ask("PATCH", self._location, (202, 204), headers, lambda: self._rest(offset)))
         separator = "&" if "?" in self._location else "?"
-        done = f"{self._location}{separator}{urlencode({'digest': self._blob.digest})}"
+        done = f"{self._location}{separator}{urlencode({'digest': self.blob.digest})}"
         try:
             answer = self._ask("PUT", done, (201, 204), {"Content-Length": "0"})
         except Refused as error:
@@ -439,8 +439,8 @@ class _Upload:
         except Missing:
             self._location = ""
             raise Again(f"{self._http.name} has lost the upload of {self._what}") from None
-        stored = answer.headers.get("Docker-Content-Digest", self._blob.digest)
-        if stored != self._blob.digest:
+        stored = answer.headers.get("Docker-Content-Digest", self.blob.digest)
+        if stored != self.blob.digest:
             raise OutsideError(
                 f"{self._http.name} stored {stored} for {self._what}", hint="something on the way alters it"
             )
@@ -454,7 +454,7 @@ class _Upload:
             return 0
         self._moved(answer)
         first, _, last = answer.headers.get("Range", "").removeprefix("bytes=").partition("-")
-        if first != "0" or not last.isdigit() or int(last) >= self._blob.size:
+        if first != "0" or not last.isdigit() or int(last) >= self.blob.size:
             self._location = ""
             return 0
         # "0-0" stands for nothing as well as for one byte (distribution specification, "Pushing a blob in
@@ -477,7 +477,7 @@ class _Upload:
             method,
             address,
             self._what,
-            scope=f"{self._repository}:pull,push",
+            scope=f"{self.repository}:pull,push",
             headers=headers,
             body=body,
             accepted=accepted,
@@ -486,8 +486,8 @@ class _Upload:
 
     @contextlib.contextmanager
     def _rest(self, offset: int) -> Iterator[_Rest]:
-        with self._path.open("rb") as file:
-            yield _Rest(file, offset, self._blob.size, self._on_bytes)
+        with self._opened() as file:
+            yield _Rest(file, offset, self.blob.size, self._on_bytes)
 
     def _moved(self, answer: requests.Response) -> None:
         location = answer.headers.get("Location")

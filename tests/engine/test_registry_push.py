@@ -83,7 +83,7 @@ def image(client: RegistryClient, name: str, folder: Path) -> Manifest:
     """The manifest of an image whose blobs are in the registry."""
     layer, path = blob(folder, 1000)
     client.push_blob(name, layer, path)
-    config = client.push_bytes(name, b'{"os":"linux","architecture":"amd64"}', oci.CONFIG, folder)
+    config = client.push_bytes(name, b'{"os":"linux","architecture":"amd64"}', oci.CONFIG)
     return oci.image_manifest(config, [layer], {"a": "b"})
 
 
@@ -144,9 +144,9 @@ def test_manifests_by_digest_and_by_tag(client: Client, name: str, tmp_path: Pat
     assert client.read_image(name, "both").compressed_bytes == 1000
 
 
-def attached(client: RegistryClient, name: str, subject: Manifest, text: bytes, folder: Path) -> Manifest:
-    client.push_bytes(name, oci.EMPTY_JSON, oci.EMPTY, folder)
-    content = client.push_bytes(name, text, "application/x-test", folder)
+def attached(client: RegistryClient, name: str, subject: Manifest, text: bytes) -> Manifest:
+    client.push_bytes(name, oci.EMPTY_JSON, oci.EMPTY)
+    content = client.push_bytes(name, text, "application/x-test")
     return oci.attachment(
         subject.descriptor, content, artifact_type="application/x-test", annotations={"text": text.decode()}
     )
@@ -157,7 +157,7 @@ def test_referrers_without_the_api_are_kept_under_a_tag(client: Client, name: st
     client.push_manifest(name, subject)
     assert client.referrers(name, subject.digest) == ()
     for text in (b"one", b"two", b"one"):
-        client.push_referrer(name, attached(client, name, subject, text, tmp_path))
+        client.push_referrer(name, attached(client, name, subject, text))
     found = client.referrers(name, subject.digest)
     assert sorted(entry.annotations["text"] for entry in found) == ["one", "two"]
     assert {entry.artifact_type for entry in found} == {"application/x-test"}
@@ -168,7 +168,7 @@ def test_referrers_by_the_api(client: Client, front: Proxy, name: str, tmp_path:
     """docker-registry has no such API: the proxy gives the two answers that make the difference."""
     subject = image(client, name, tmp_path)
     client.push_manifest(name, subject)
-    manifest = attached(client, name, subject, b"one", tmp_path)
+    manifest = attached(client, name, subject, b"one")
     listed = oci.index([manifest.descriptor])
     front.faults += [
         Fault("PUT", "/manifests/", headers={"OCI-Subject": subject.digest}),
@@ -185,7 +185,7 @@ def test_a_registry_that_claims_the_api_and_lists_nothing_is_found_out(
     client.push_manifest(name, subject)
     front.faults.append(Fault("PUT", "/manifests/", headers={"OCI-Subject": subject.digest}))
     with pytest.raises(OutsideError, match="does not list") as caught:
-        client.push_referrer(name, attached(client, name, subject, b"one", tmp_path))
+        client.push_referrer(name, attached(client, name, subject, b"one"))
     one_line(caught.value)
 
 

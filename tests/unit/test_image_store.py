@@ -163,3 +163,24 @@ def test_packed_images_are_listed_by_name(tmp_path: Path) -> None:
     names = {entry["annotations"]["org.opencontainers.image.ref.name"]: entry["digest"] for entry in entries}
     assert names == {"cpu": second.digest, "sm120": first.digest}
     assert packed.blob(first.descriptor).read_bytes() == first.raw
+
+
+def tar(files: dict[str, bytes]) -> bytes:
+    return b"".join(archive(dict(files)))
+
+
+def test_the_contents_of_each_layer_are_looked_at_by_themselves(tmp_path: Path) -> None:
+    token = b"ghp_" + b"a1" * 18
+    lower, upper = tar({"app/x": b"hidden later", "app/y": token}), tar({"app/x": b"new"})
+    one = engine(config(lower, upper), {"a.tar": lower, "b.tar": upper}, "a.tar", "b.tar")
+    store = CachedImages(tmp_path)
+    packed = pack(store, one)
+    first, second = store.contents(packed)
+    assert (first.digest, second.digest) == tuple(layer.digest for layer in packed.layers)
+    assert first.root.entries["/app/x"].content == b"hidden later"
+    assert second.root.files == (("/app/x", 3),)
+    assert (first.leaks, second.leaks) == (("a GitHub token",), ())
+    packed.blob(packed.layers[0]).write_bytes(b"damaged")
+    with pytest.raises(OutsideError, match="can't be read"):
+        store.contents(packed)
+    assert list(tmp_path.glob("root-*")) == []

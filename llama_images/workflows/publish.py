@@ -1,0 +1,484 @@
+"""From images on this engine to images that others pull.
+
+The order makes that nothing is ever half published: images and what is said about them go up under their
+digests, where nobody finds them by name; everything is read back; only then do tags change, the fixed ones
+first, the moving ones last and all together.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from llama_images import oci
+from llama_images.attestation import EVIDENCE, PROVENANCE, SBOM, Statement, attached, may_hold
+from llama_images.build_record import BuildRecord
+from llama_images.clearance import CPU_TIER, TIER, Evidence, fitting, parse_evidence
+from llama_images.errors import CheckFailed, LlamaImagesError, OutsideError, UsageError
+from llama_images.imageroot import LayerContents, judge_configuration, judge_layers
+from llama_images.oci import Descriptor, Manifest
+from llama_images.patch_series import PatchSeries
+from llama_images.plan import Plan, unpinned
+from llama_images.ports import Activity, Engine, ImageInfo, ImageStore, PackedImage, Registry, Signer
+from llama_images.provenance import Package, builder_of, parse_packages, provenance
+from llama_images.publication import (
+    TESTED,
+    UNTESTED,
+    Move,
+    commit_tag_stays,
+    image_of,
+    joined,
+    stays,
+    unmoved,
+)
+from llama_images.references import Repository
+from llama_images.render import INPUTS_LABEL, labels, series_of
+from llama_images.sbom import STATUS_FOLDER, Distribution, bill_of_materials, parse_distribution, parse_status
+from llama_images.selection import IMAGE, Target, local_reference
+from llama_images.tags import Tags, published_tags
+from llama_images.workflows.build import find_record
+from llama_images.workflows.workshop import Workshop
+
+PACKAGES_FILE = "/usr/share/llama-images/build-packages"
+"""Where an image lists the packages of its build stage."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One image, ready to be published."""
+
+    target: Target
+    series: PatchSeries | None
+    platform: str
+    tags: Tags
+    image: ImageInfo
+    record: BuildRecord
+    packed: PackedImage
+    contents: tuple[LayerContents, ...]
+    manifest: Manifest
+    evidence: Evidence | None
+
+    @property
+    def name(self) -> str:
+        """What statements call the image."""
+        return f"{IMAGE}:{self.tags.version}"
+
+    @property
+    def tested(self) -> str:
+        return UNTESTED if self.evidence is None else self.evidence.tier
+
+    @property
+    def blobs(self) -> tuple[Descriptor, ...]:
+        """Configuration and layers."""
+        return (self.manifest.config, *self.manifest.layers)
+
+    @property
+    def size_bytes(self) -> int:
+        """Compressed, as it is pulled."""
+        return sum(layer.size for layer in self.packed.layers)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TagResult:
+    """What became of one tag, or what would become of it."""
+
+    tag: str
+    digest: str
+    change: Literal["new", "moves", "as it is", "stays"]
+    why: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Published:
+    """One image in the registry."""
+
+    target: Target
+    platform: str
+    image: str
+    """Digest of the platform's manifest."""
+    index: str
+    """Digest of the index that the tags mean."""
+    size_bytes: int
+    sent_bytes: int
+    """What the registry did not have; nothing in a dry run."""
+    tested: str
+    """As the index says it: also by an earlier call."""
+    tags: tuple[TagResult, ...]
+
+
+# --- what can be known before anything is sent -----------------------------------------------------
+
+
+def read_evidence(shop: Workshop, files: Sequence[Path]) -> tuple[Evidence, ...]:
+    """The evidence in ``files``, or in the cache's folder where none is named. Raises UsageError."""
+    found = []
+    for path in files or sorted((shop.cache / "evidence").glob("*.json")):
+        try:
+            found.append(parse_evidence(path.read_bytes(), str(path)))
+        except OSError as error:
+            raise UsageError(f"the evidence {path} can't be read: {error.strerror or error}") from None
+        except UsageError as error:
+            if files:
+                raise
+            shop.reporter.warn(f"passed over: {error.message}")
+    return tuple(found)
+
+
+def prepare(
+    shop: Workshop,
+    engine: Engine,
+    plan: Plan,
+    store: ImageStore,
+    *,
+    evidence: Sequence[Evidence],
+    allow_untested: bool,
+) -> list[Cell]:
+    """Pack the plan's images and look at each: built from this matrix, tested, nothing secret in it.
+
+    Raises CheckFailed, UsageError or OutsideError; nothing has been sent then.
+    """
+    rendered = shop.rendered()
+    cells = []
+    for target in plan.targets:
+        dockerfile = rendered[f"images/{target.id}/Dockerfile"]
+        cells.append(_prepare(shop, engine, store, target, dockerfile, evidence, allow_untested))
+    return cells
+
+
+def _prepare(
+    shop: Workshop,
+    engine: Engine,
+    store: ImageStore,
+    target: Target,
+    dockerfile: str,
+    evidence: Sequence[Evidence],
+    allow_untested: bool,
+) -> Cell:
+    reference, series = local_reference(target), series_of(target, shop.series)
+    if names := unpinned(target):
+        raise UsageError(
+            f"{target.id} stands on {', '.join(names)} without a digest, so nobody could say what is in it",
+            hint="invoke pins.update writes the digests into the matrix",
+        )
+    now = datetime.now(UTC)
+    if now < target.source.date:
+        raise UsageError(
+            f"this machine's clock is wrong: it says {now:%Y-%m-%d}, the source is of "
+            f"{target.source.date:%Y-%m-%d}",
+            hint="set it; what is signed now would be dated before it was made",
+        )
+    build = f"invoke build --arch {target.architecture.name} builds it"
+    image = engine.image(reference)
+    if image is None:
+        raise UsageError(f"there is no image {reference} on this engine", hint=build)
+    wrong = [key for key, value in labels(target, series).items() if image.labels.get(key) != value]
+    record = find_record(shop, image)
+    if wrong or (record is not None and record.parts["dockerfile"] != dockerfile):
+        what = f"its label {wrong[0]} is another" if wrong else "its Dockerfile was another"
+        raise CheckFailed(f"{reference} is not what the matrix says: {what}", hint=f"{build} anew")
+    if record is None:
+        raise UsageError(
+            f"nothing is known of how {reference} was built: this cache has no record of it", hint=build
+        )
+    with shop.reporter.activity(f"pack {target.id}") as activity:
+        packed = store.pack(
+            engine, reference, target.source.date, activity.update, without_labels=[INPUTS_LABEL]
+        )
+        manifest = image_of(packed, target, series)
+        store.list_image(target.id, manifest)
+        activity.update("searched for secrets")
+        contents = store.contents(packed)
+    platform = str(record.parts["platform"])
+    if json.loads(packed.configuration)["architecture"] != platform.removeprefix("linux/"):
+        raise CheckFailed(f"{reference} is not for {platform}, as its record says", hint=f"{build} anew")
+    for finding in (*judge_layers(contents), judge_configuration(packed.configuration)):
+        if not finding.passed:
+            raise CheckFailed(f"{reference}: {finding.name}: {finding.detail}", hint="it is not published")
+    return Cell(
+        target=target,
+        series=series,
+        platform=platform,
+        tags=published_tags(shop.matrix, target, series),
+        image=image,
+        record=record,
+        packed=packed,
+        contents=contents,
+        manifest=manifest,
+        evidence=_evidence_for(target, image, manifest, evidence, allow_untested),
+    )
+
+
+def _evidence_for(
+    target: Target,
+    image: ImageInfo,
+    manifest: Manifest,
+    evidence: Sequence[Evidence],
+    allow_untested: bool,
+) -> Evidence | None:
+    # Each of these means this very image: in the engine that built it, in one that pulled it, in a registry.
+    digests = (image.id, manifest.config.digest, manifest.digest)
+    tier = CPU_TIER if target.toolkit is None else TIER
+    try:
+        return fitting(evidence, digests, tier=tier, what=target.id)
+    except CheckFailed:
+        failed = [one for one in evidence if one.image in digests and one.verdict != "passed"]
+        if failed or not allow_untested:
+            raise
+        return None
+
+
+# --- publishing -----------------------------------------------------------------------------------
+
+
+def publish(
+    shop: Workshop,
+    cells: Sequence[Cell],
+    repository: Repository,
+    registry: Registry,
+    signer: Signer | None,
+    *,
+    mount_from: Sequence[str] = (),
+    dry_run: bool = False,
+) -> list[Published]:
+    """Bring prepared images into a registry; in a dry run, say what would change and change nothing.
+
+    ``signer`` may be None in a dry run alone. Raises CheckFailed where a fixed tag means another image, and
+    OutsideError where the registry fails; the moving tags are then as they were, and the same call goes on.
+    """
+    indexes = [
+        _index(cell, repository, registry) for cell in cells
+    ]  # conflicts are found before anything is sent
+    sent = [0] * len(cells)
+    if not dry_run:
+        assert signer is not None
+        for number, (cell, index) in enumerate(zip(cells, indexes, strict=True)):
+            with shop.reporter.activity(f"publish {cell.target.id}") as activity:
+                sent[number] = _send(cell, repository, registry, mount_from, activity)
+                for statement in statements(shop, cell):
+                    _attach(statement, cell, repository, registry, signer, activity)
+                registry.push_manifest(repository.name, index)
+    fixed, moving, kept = _moves(cells, indexes, repository, registry)
+    if not dry_run:
+        for move in unmoved(fixed):
+            registry.push_manifest(repository.name, move.index, move.tag)
+        _move_together(unmoved(moving), repository, registry)
+    return [
+        Published(
+            target=cell.target,
+            platform=cell.platform,
+            image=cell.manifest.digest,
+            index=index.digest,
+            size_bytes=cell.size_bytes,
+            sent_bytes=count,
+            tested=index.annotations[TESTED],
+            tags=tuple(_results(cell, (*fixed, *moving), kept)),
+        )
+        for cell, index, count in zip(cells, indexes, sent, strict=True)
+    ]
+
+
+def _index(cell: Cell, repository: Repository, registry: Registry) -> Manifest:
+    return joined(
+        registry.find(repository.name, cell.tags.version),
+        cell.manifest,
+        cell.platform,
+        tested=cell.tested,
+        target=cell.target,
+        series=cell.series,
+        tag=cell.tags.version,
+    )
+
+
+def _send(
+    cell: Cell, repository: Repository, registry: Registry, mount_from: Sequence[str], activity: Activity
+) -> int:
+    """Send what the registry lacks of an image and read that back; the number of bytes sent."""
+    sent = 0
+    for blob in cell.blobs:
+        progress = _progress(activity, "sent", blob.size)
+        if registry.push_blob(
+            repository.name, blob, cell.packed.blob(blob), mount_from=mount_from, on_bytes=progress
+        ):
+            sent += blob.size
+            registry.read_blob(
+                repository.name, blob.digest, blob.size, _progress(activity, "read back", blob.size)
+            )
+    activity.update("manifest")
+    registry.push_manifest(repository.name, cell.manifest)
+    return sent
+
+
+def _progress(activity: Activity, doing: str, size: int) -> Callable[[int], None]:
+    return lambda count: activity.update(f"{doing}: {count / 1e6:.1f} of {size / 1e6:.1f} MB of a layer")
+
+
+def _attach(
+    statement: Statement,
+    cell: Cell,
+    repository: Repository,
+    registry: Registry,
+    signer: Signer,
+    activity: Activity,
+) -> None:
+    """Sign a statement and attach it, unless the very same one is there."""
+    activity.update(f"attach {statement.predicate_type}")
+    payload = statement.encode()
+    for referrer in registry.referrers(repository.name, cell.manifest.digest):
+        if may_hold(referrer, statement.predicate_type) and _says(
+            referrer, payload, repository, registry, signer
+        ):
+            return
+    bundle = signer.sign(payload)
+    registry.push_bytes(repository.name, oci.EMPTY_JSON, oci.EMPTY)
+    manifest = attached(cell.manifest.descriptor, bundle, statement.predicate_type)
+    registry.push_bytes(repository.name, bundle, manifest.layers[0].media_type)
+    registry.push_referrer(repository.name, manifest)
+
+
+def _says(
+    referrer: Descriptor, payload: bytes, repository: Repository, registry: Registry, signer: Signer
+) -> bool:
+    try:
+        (layer,) = registry.manifest(repository.name, referrer.digest).layers
+        return signer.verifier.open(registry.blob(repository.name, layer.digest)) == payload
+    except (CheckFailed, oci.NotOci, ValueError):
+        return False  # somebody else's, or another kind of thing
+
+
+def _moves(
+    cells: Sequence[Cell], indexes: Sequence[Manifest], repository: Repository, registry: Registry
+) -> tuple[list[Move], list[Move], dict[str, str]]:
+    """Fixed tags, moving tags, and those that stay where they are with the reason."""
+    fixed: list[Move] = []
+    moving: list[Move] = []
+    kept: dict[str, str] = {}
+    for cell, index in zip(cells, indexes, strict=True):
+        for tag in cell.tags.all:
+            held = registry.find(repository.name, tag)
+            why = None
+            if tag == cell.tags.commit:
+                why = commit_tag_stays(held, index)
+            elif tag in cell.tags.moving:
+                why = stays(held, index)
+            if why is not None:
+                kept[tag] = why
+            else:
+                (moving if tag in cell.tags.moving else fixed).append(Move(tag=tag, index=index, before=held))
+    return fixed, moving, kept
+
+
+def _move_together(moves: Sequence[Move], repository: Repository, registry: Registry) -> None:
+    """Move every tag, or none: where one fails, those that have moved go back."""
+    done: list[Move] = []
+    try:
+        for move in moves:
+            done.append(move)  # a move whose answer is lost may have been made
+            registry.push_manifest(repository.name, move.index, move.tag)
+    except BaseException as error:
+        left = [move.tag for move in reversed(done) if not _move_back(move, repository, registry)]
+        if left and isinstance(error, LlamaImagesError):
+            raise OutsideError(
+                f"{error.message}; {', '.join(left)} could not be moved back",
+                hint="the same command goes on, and moves them all",
+            ) from None
+        raise
+
+
+def _move_back(move: Move, repository: Repository, registry: Registry) -> bool:
+    try:
+        if move.before is not None:
+            registry.push_manifest(repository.name, move.before, move.tag)
+            return True
+        # A tag that was not there can't be taken away again: registries delete manifests, not names.
+        return registry.find(repository.name, move.tag) is None
+    except OutsideError:
+        return False
+
+
+def _results(cell: Cell, moves: Sequence[Move], kept: dict[str, str]) -> list[TagResult]:
+    found = []
+    for tag in cell.tags.all:
+        if tag in kept:
+            found.append(TagResult(tag=tag, digest="", change="stays", why=kept[tag]))
+            continue
+        (move,) = (move for move in moves if move.tag == tag)
+        change: Literal["new", "moves", "as it is"] = "moves"
+        if move.is_done:
+            change = "as it is"
+        elif move.before is None:
+            change = "new"
+        found.append(TagResult(tag=tag, digest=move.index.digest, change=change))
+    return found
+
+
+# --- what is said about an image ------------------------------------------------------------------
+
+
+def statements(shop: Workshop, cell: Cell) -> list[Statement]:
+    """Bill of materials, provenance, and evidence where there is some."""
+    packages, distribution, build_packages = _packages(cell)
+
+    def about(kind: str, predicate: dict[str, object]) -> Statement:
+        return Statement(
+            name=cell.name, digest=cell.manifest.digest, predicate_type=kind, predicate=predicate
+        )
+
+    result = [
+        about(
+            SBOM,
+            bill_of_materials(
+                cell.target,
+                cell.series,
+                name=cell.name,
+                digest=cell.manifest.digest,
+                platform=cell.platform,
+                packages=packages,
+                distribution=distribution,
+            ),
+        ),
+        about(
+            PROVENANCE,
+            provenance(
+                cell.target,
+                cell.series,
+                cell.record,
+                build_packages=build_packages,
+                distribution=distribution.name,
+                builder=builder_of(shop.environment),
+                tools={"zlib": zlib.ZLIB_RUNTIME_VERSION},
+            ),
+        ),
+    ]
+    if cell.evidence is not None:
+        result.append(about(EVIDENCE, dict(cell.evidence.document)))
+    return result
+
+
+def _packages(cell: Cell) -> tuple[list[Package], Distribution, tuple[Package, ...]]:
+    """The distribution's packages in the image, where they are from, and those of its build stage."""
+    files = {
+        entry.path: entry.content.decode("utf-8", "replace")
+        for layer in cell.contents
+        for entry in layer.root
+        if entry.content is not None
+    }
+    packages = [
+        package
+        for path, text in sorted(files.items())
+        if path.startswith(f"{STATUS_FOLDER}/") and (package := parse_status(text)) is not None
+    ]
+    if not packages:
+        raise CheckFailed(
+            f"{local_reference(cell.target)} lists no package of the distribution in {STATUS_FOLDER}",
+            hint=f"invoke build --arch {cell.target.architecture.name} --rebuild",
+        )
+    return (
+        packages,
+        parse_distribution(files.get("/etc/os-release", "")),
+        parse_packages(files.get(PACKAGES_FILE, "")),
+    )
