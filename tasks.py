@@ -236,13 +236,20 @@ def matrix_task(c: Context, json: bool = False, file: str = "") -> None:
         print(tables.matrix_table(shop.matrix))
 
 
-@task(iterable=["arch", "flavor"], help={**_SELECT_HELP, **_JSON_HELP})
+@task(
+    iterable=["arch", "flavor"],
+    help={**_SELECT_HELP, **_JSON_HELP, "platform": "linux/amd64 or linux/arm64; this machine's by default"},
+)
 @_command
-def plan(c: Context, arch: list[str], flavor: list[str], base: str = "", json: bool = False) -> None:
+def plan(
+    c: Context, arch: list[str], flavor: list[str], base: str = "", platform: str = "", json: bool = False
+) -> None:
     """What a build would do, doing none of it."""
     shop = _workshop()
     _check_words(shop, arch, flavor, base or None)
-    made = _plan_for(shop, arch, flavor, base or None, platform_of(machine.machine()))
+    if platform and platform not in MACHINES:
+        raise UsageError(f"--platform {platform}: there is no such platform", hint=" or ".join(MACHINES))
+    made = _plan_for(shop, arch, flavor, base or None, platform or platform_of(machine.machine()))
     if json:
         print(dumps(made.as_json(), indent=2))
         return

@@ -26,7 +26,14 @@ import urllib3.exceptions
 from docker.context import ContextAPI
 from docker.utils import parse_repository_tag
 
-from llama_images.adapters.buildx import Builder, build_arguments, choose_builder, needed_images, served
+from llama_images.adapters.buildx import (
+    Builder,
+    build_arguments,
+    choose_builder,
+    extra_arguments,
+    needed_images,
+    served,
+)
 from llama_images.adapters.docker_client import BUILDX_HINT, DockerClient, choose_client
 from llama_images.adapters.docker_errors import (
     ANSWER_SECONDS,
@@ -147,7 +154,11 @@ class DockerEngine:
                     for reference in needed_images(self._builder, request)
                 }
                 words = build_arguments(
-                    self._builder, request, engine_platform=info.platform, layouts=layouts
+                    self._builder,
+                    request,
+                    engine_platform=info.platform,
+                    layouts=layouts,
+                    extra=extra_arguments(os.environ),
                 )
             summary = run_build(
                 self._programs,
