@@ -87,6 +87,7 @@ from llama_images.workflows.prune import prune as run_prune
 from llama_images.workflows.publish import prepare, read_evidence
 from llama_images.workflows.publish import publish as run_publish
 from llama_images.workflows.records import write_evidence
+from llama_images.workflows.scan import scan as run_scan
 from llama_images.workflows.series import (
     check_series,
     export_series,
@@ -979,6 +980,23 @@ def demo(c: Context, repo: str = "", engine: str = "") -> None:
     print(tables.demo_result(result))
 
 
+@task(iterable=["arch", "flavor"], help={**_SELECT_HELP, **_ENGINE_HELP})
+@_command
+def scan(c: Context, arch: list[str], flavor: list[str], base: str = "", engine: str = "") -> None:
+    """Search built images for secrets, layer by layer; let installed scanners read what they hold."""
+    shop = _workshop()
+    chosen = _engine(shop, engine or None)
+    made = _plan_for(shop, arch, flavor, base or None, chosen.info().platform)
+    store = CachedImages(shop.cache / "oci")
+    results = [run_scan(shop, chosen, store, target) for target in made.targets]
+    for result in results:
+        shop.reporter.line(tables.scan_table(result))
+    if failed := [result.target.id for result in results if not result.passed]:
+        raise CheckFailed(
+            f"the scan found something: {', '.join(failed)}", hint="the lines marked FAIL say what"
+        )
+
+
 def _registry(shop: Workshop, host: str) -> RegistryClient:
     authorities = authorities_for(host, shop.environment, Path.home())
     return connect(host, authorities=authorities, on_wait=shop.reporter.warn)
@@ -1104,7 +1122,7 @@ def check(c: Context, fix: bool = False) -> None:
 def _namespace() -> Collection:
     top = Collection(
         *(matrix_task, plan, render, source, base, build, smoke_task, run_tests, bench, layers),
-        *(publish, verify, demo, check),
+        *(scan, publish, verify, demo, check),
     )
     top.add_collection(Collection("registry", prune))
     top.add_collection(

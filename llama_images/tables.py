@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from llama_images.workflows.demo import DemoLog, DemoResult
     from llama_images.workflows.prune import Pruning
     from llama_images.workflows.publish import Published
+    from llama_images.workflows.scan import ScanResult
     from llama_images.workflows.series import CheckedSeries
     from llama_images.workflows.smoke import SmokeResult
     from llama_images.workflows.verify import Verification
@@ -288,6 +289,15 @@ _MARKS = {
     "failed as it should": "ok, fails",
     "passed though it should fail": "FAIL",
 }
+
+
+def scan_table(result: ScanResult) -> str:
+    """Every check of one image, and where its bill of materials is."""
+    rows = [["ok" if check.passed else "FAIL", check.name, check.detail] for check in result.checks]
+    text = table((result.target.id, "check", "found"), rows)
+    if result.left_out:
+        text += f"\nleft out, not installed: {', '.join(result.left_out)}"
+    return f"{text}\nbill of materials: {result.bill}"
 
 
 def layer_rows(sizes: Mapping[str, Sequence[Layer]]) -> dict[str, list[dict[str, Any]]]:

@@ -20,53 +20,49 @@ from llama_images.attestation import EVIDENCE, PROVENANCE, SBOM, Statement, atta
 from llama_images.build_record import BuildRecord
 from llama_images.clearance import CPU_TIER, TIER, Evidence, fitting, parse_evidence
 from llama_images.errors import CheckFailed, LlamaImagesError, OutsideError, UsageError
-from llama_images.imageroot import LayerContents, judge_configuration, judge_layers
 from llama_images.oci import Descriptor, Manifest
-from llama_images.patch_series import PatchSeries
 from llama_images.plan import Plan, unpinned
-from llama_images.ports import Activity, Engine, ImageInfo, ImageStore, PackedImage, Registry, Signer
-from llama_images.provenance import Package, builder_of, parse_packages, provenance
+from llama_images.ports import Activity, Engine, ImageStore, Registry, Signer
+from llama_images.provenance import builder_of, provenance
 from llama_images.publication import (
     TESTED,
     UNTESTED,
     Move,
     commit_tag_stays,
-    image_of,
     joined,
     stays,
     unmoved,
 )
 from llama_images.references import Repository
-from llama_images.render import INPUTS_LABEL, labels, series_of
-from llama_images.sbom import STATUS_FOLDER, Distribution, bill_of_materials, parse_distribution, parse_status
-from llama_images.selection import IMAGE, Target, local_reference
-from llama_images.tags import Tags, published_tags
+from llama_images.render import labels
+from llama_images.selection import Target, local_reference
+from llama_images.tags import Tags
 from llama_images.workflows.build import find_record
+from llama_images.workflows.pack import Packed, pack
 from llama_images.workflows.workshop import Workshop
-
-PACKAGES_FILE = "/usr/share/llama-images/build-packages"
-"""Where an image lists the packages of its build stage."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Cell:
     """One image, ready to be published."""
 
-    target: Target
-    series: PatchSeries | None
+    packed: Packed
     platform: str
-    tags: Tags
-    image: ImageInfo
     record: BuildRecord
-    packed: PackedImage
-    contents: tuple[LayerContents, ...]
-    manifest: Manifest
     evidence: Evidence | None
 
     @property
-    def name(self) -> str:
-        """What statements call the image."""
-        return f"{IMAGE}:{self.tags.version}"
+    def target(self) -> Target:
+        return self.packed.target
+
+    @property
+    def tags(self) -> Tags:
+        return self.packed.tags
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of this platform's image."""
+        return self.packed.manifest
 
     @property
     def tested(self) -> str:
@@ -80,7 +76,7 @@ class Cell:
     @property
     def size_bytes(self) -> int:
         """Compressed, as it is pulled."""
-        return sum(layer.size for layer in self.packed.layers)
+        return sum(layer.size for layer in self.manifest.layers)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,7 +155,6 @@ def _prepare(
     evidence: Sequence[Evidence],
     allow_untested: bool,
 ) -> Cell:
-    reference, series = local_reference(target), series_of(target, shop.series)
     if names := unpinned(target):
         raise UsageError(
             f"{target.id} stands on {', '.join(names)} without a digest, so nobody could say what is in it",
@@ -172,12 +167,11 @@ def _prepare(
             f"{target.source.date:%Y-%m-%d}",
             hint="set it; what is signed now would be dated before it was made",
         )
-    build = f"invoke build --arch {target.architecture.name} builds it"
-    image = engine.image(reference)
-    if image is None:
-        raise UsageError(f"there is no image {reference} on this engine", hint=build)
-    wrong = [key for key, value in labels(target, series).items() if image.labels.get(key) != value]
-    record = find_record(shop, image)
+    packed = pack(shop, engine, store, target)
+    reference, build = local_reference(target), f"invoke build --arch {target.architecture.name} builds it"
+    wanted = labels(target, packed.series)
+    wrong = [key for key, value in wanted.items() if packed.image.labels.get(key) != value]
+    record = find_record(shop, packed.image)
     if wrong or (record is not None and record.parts["dockerfile"] != dockerfile):
         what = f"its label {wrong[0]} is another" if wrong else "its Dockerfile was another"
         raise CheckFailed(f"{reference} is not what the matrix says: {what}", hint=f"{build} anew")
@@ -185,43 +179,24 @@ def _prepare(
         raise UsageError(
             f"nothing is known of how {reference} was built: this cache has no record of it", hint=build
         )
-    with shop.reporter.activity(f"pack {target.id}") as activity:
-        packed = store.pack(
-            engine, reference, target.source.date, activity.update, without_labels=[INPUTS_LABEL]
-        )
-        manifest = image_of(packed, target, series)
-        store.list_image(target.id, manifest)
-        activity.update("searched for secrets")
-        contents = store.contents(packed)
     platform = str(record.parts["platform"])
-    if json.loads(packed.configuration)["architecture"] != platform.removeprefix("linux/"):
+    if json.loads(packed.files.configuration)["architecture"] != platform.removeprefix("linux/"):
         raise CheckFailed(f"{reference} is not for {platform}, as its record says", hint=f"{build} anew")
-    for finding in (*judge_layers(contents), judge_configuration(packed.configuration)):
+    for finding in packed.findings:
         if not finding.passed:
             raise CheckFailed(f"{reference}: {finding.name}: {finding.detail}", hint="it is not published")
     return Cell(
-        target=target,
-        series=series,
-        platform=platform,
-        tags=published_tags(shop.matrix, target, series),
-        image=image,
-        record=record,
         packed=packed,
-        contents=contents,
-        manifest=manifest,
-        evidence=_evidence_for(target, image, manifest, evidence, allow_untested),
+        platform=platform,
+        record=record,
+        evidence=_evidence_for(packed, evidence, allow_untested),
     )
 
 
-def _evidence_for(
-    target: Target,
-    image: ImageInfo,
-    manifest: Manifest,
-    evidence: Sequence[Evidence],
-    allow_untested: bool,
-) -> Evidence | None:
+def _evidence_for(packed: Packed, evidence: Sequence[Evidence], allow_untested: bool) -> Evidence | None:
+    target, manifest = packed.target, packed.manifest
     # Each of these means this very image: in the engine that built it, in one that pulled it, in a registry.
-    digests = (image.id, manifest.config.digest, manifest.digest)
+    digests = (packed.image.id, manifest.config.digest, manifest.digest)
     tier = CPU_TIER if target.toolkit is None else TIER
     try:
         return fitting(evidence, digests, tier=tier, what=target.id)
@@ -289,7 +264,7 @@ def _index(cell: Cell, repository: Repository, registry: Registry) -> Manifest:
         cell.platform,
         tested=cell.tested,
         target=cell.target,
-        series=cell.series,
+        series=cell.packed.series,
         tag=cell.tags.version,
     )
 
@@ -302,7 +277,7 @@ def _send(
     for blob in cell.blobs:
         progress = _progress(activity, "sent", blob.size)
         if registry.push_blob(
-            repository.name, blob, cell.packed.blob(blob), mount_from=mount_from, on_bytes=progress
+            repository.name, blob, cell.packed.files.blob(blob), mount_from=mount_from, on_bytes=progress
         ):
             sent += blob.size
             registry.read_blob(
@@ -421,34 +396,23 @@ def _results(cell: Cell, moves: Sequence[Move], kept: dict[str, str]) -> list[Ta
 
 def statements(shop: Workshop, cell: Cell) -> list[Statement]:
     """Bill of materials, provenance, and evidence where there is some."""
-    packages, distribution, build_packages = _packages(cell)
+    packages = cell.packed.packages()
 
     def about(kind: str, predicate: dict[str, object]) -> Statement:
         return Statement(
-            name=cell.name, digest=cell.manifest.digest, predicate_type=kind, predicate=predicate
+            name=cell.packed.name, digest=cell.manifest.digest, predicate_type=kind, predicate=predicate
         )
 
     result = [
-        about(
-            SBOM,
-            bill_of_materials(
-                cell.target,
-                cell.series,
-                name=cell.name,
-                digest=cell.manifest.digest,
-                platform=cell.platform,
-                packages=packages,
-                distribution=distribution,
-            ),
-        ),
+        about(SBOM, cell.packed.bill(cell.platform)),
         about(
             PROVENANCE,
             provenance(
                 cell.target,
-                cell.series,
+                cell.packed.series,
                 cell.record,
-                build_packages=build_packages,
-                distribution=distribution.name,
+                build_packages=packages.built_with,
+                distribution=packages.distribution.name,
                 builder=builder_of(shop.environment),
                 tools={"zlib": zlib.ZLIB_RUNTIME_VERSION},
             ),
@@ -457,28 +421,3 @@ def statements(shop: Workshop, cell: Cell) -> list[Statement]:
     if cell.evidence is not None:
         result.append(about(EVIDENCE, dict(cell.evidence.document)))
     return result
-
-
-def _packages(cell: Cell) -> tuple[list[Package], Distribution, tuple[Package, ...]]:
-    """The distribution's packages in the image, where they are from, and those of its build stage."""
-    files = {
-        entry.path: entry.content.decode("utf-8", "replace")
-        for layer in cell.contents
-        for entry in layer.root
-        if entry.content is not None
-    }
-    packages = [
-        package
-        for path, text in sorted(files.items())
-        if path.startswith(f"{STATUS_FOLDER}/") and (package := parse_status(text)) is not None
-    ]
-    if not packages:
-        raise CheckFailed(
-            f"{local_reference(cell.target)} lists no package of the distribution in {STATUS_FOLDER}",
-            hint=f"invoke build --arch {cell.target.architecture.name} --rebuild",
-        )
-    return (
-        packages,
-        parse_distribution(files.get("/etc/os-release", "")),
-        parse_packages(files.get(PACKAGES_FILE, "")),
-    )

@@ -127,9 +127,14 @@ class Press:
 def evidence(cell: Cell, **other: Any) -> Evidence:
     """Evidence that an image has passed, by its identifier in the engine that built it."""
     tier = "cpu" if cell.target.toolkit is None else "gpu"
-    document = {"image": {"digest": cell.image.id}, "tier": tier, "verdict": "passed", "gpus": ["a GPU"]}
+    document = {
+        "image": {"digest": cell.packed.image.id},
+        "tier": tier,
+        "verdict": "passed",
+        "gpus": ["a GPU"],
+    }
     whole = Evidence(
-        name="evidence.json", image=cell.image.id, tier=tier, verdict="passed", document=document
+        name="evidence.json", image=cell.packed.image.id, tier=tier, verdict="passed", document=document
     )
     return replace(whole, **other)
 

@@ -14,6 +14,7 @@ import pytest
 
 from llama_images import oci
 from llama_images.adapters.image_store import CachedImages
+from llama_images.adapters.process import SystemPrograms
 from llama_images.adapters.registry_client import RegistryClient
 from llama_images.adapters.signing import KeySigner
 from llama_images.attestation import EVIDENCE, PROVENANCE, SBOM, Statement, attached
@@ -26,6 +27,7 @@ from llama_images.selection import local_reference
 from llama_images.workflows import publish as module
 from llama_images.workflows.prune import plan_pruning, prune
 from llama_images.workflows.publish import Cell, read_evidence
+from llama_images.workflows.scan import scan
 from llama_images.workflows.verify import Verification, verify
 from tests.engine.publishing import Press, evidence
 from tests.engine.registries import Fault, Proxy, needs_registry, proxy, serving
@@ -158,13 +160,14 @@ def published(press: Press, version: str, program: str) -> module.Published:
 
 def arm(cell: Cell) -> Cell:
     """The cell as an engine of the other platform would have it."""
-    config = json.loads(cell.packed.configuration) | {"architecture": "arm64"}
-    packed = replace(cell.packed, configuration=oci.encode(config))
-    path = packed.blob(oci.Descriptor.of(packed.configuration, oci.CONFIG))
-    path.write_bytes(packed.configuration)
+    files = cell.packed.files
+    config = json.loads(files.configuration) | {"architecture": "arm64"}
+    files = replace(files, configuration=oci.encode(config))
+    files.blob(oci.Descriptor.of(files.configuration, oci.CONFIG)).write_bytes(files.configuration)
     record = replace(cell.record, parts={**cell.record.parts, "platform": "linux/arm64"})
-    manifest = image_of(packed, cell.target, cell.series)
-    return replace(cell, packed=packed, record=record, platform="linux/arm64", manifest=manifest)
+    manifest = image_of(files, cell.target, cell.packed.series)
+    packed = replace(cell.packed, files=files, manifest=manifest)
+    return replace(cell, packed=packed, record=record, platform="linux/arm64")
 
 
 def test_platforms_join_in_one_index_one_after_the_other(press: Press, cells: list[Cell]) -> None:
@@ -213,7 +216,7 @@ def test_without_evidence_nothing_is_published(press: Press) -> None:
     assert cell.tested == "no"
     with pytest.raises(CheckFailed, match="no evidence"):
         press.prepare("120", allow_untested=False, evidence=[evidence(cell, tier="cpu")])
-    for digest in (cell.image.id, cell.manifest.digest, cell.manifest.config.digest):
+    for digest in (cell.packed.image.id, cell.manifest.digest, cell.manifest.config.digest):
         (tested,) = press.prepare("120", allow_untested=False, evidence=[evidence(cell, image=digest)])
         assert tested.tested == "gpu"
 
@@ -340,6 +343,43 @@ def test_a_clock_in_the_past_is_noticed(press: Press, monkeypatch: pytest.Monkey
     monkeypatch.setattr(module, "datetime", Past)
     with pytest.raises(UsageError, match="clock is wrong: it says 2001-01-01, the source is of 2026-06-11"):
         press.prepare("cpu")
+
+
+def scanner(folder: Path, script: str) -> SystemPrograms:
+    """Programs with a stand-in for trivy: it keeps what it was asked, and answers with the script."""
+    folder.mkdir()
+    program = folder / "trivy"
+    program.write_text(f"#!/bin/sh\nprintf '%s\\n' \"$@\" > {folder}/asked\n{script}\n")
+    program.chmod(0o755)
+    return SystemPrograms(environ={"PATH": f"{folder}:/bin"})
+
+
+@pytest.mark.parametrize(
+    ("script", "passed", "words"),
+    [("exit 0", True, "nothing grave"), ("echo CVE-1 is grave; exit 1", False, "exit 1: CVE-1 is grave")],
+)
+def test_a_scanner_is_given_the_bill_of_materials(
+    press: Press, tmp_path: Path, script: str, passed: bool, words: str
+) -> None:
+    (target,) = press.build("cpu")
+    shop = replace(press.house.shop(), programs=scanner(tmp_path / "bin", script))
+    result = scan(shop, press.house.engine, CachedImages(press.house.cache / "oci"), target)
+    assert result.passed == passed
+    assert result.left_out == ("grype",)
+    assert result.checks[-1].name == "trivy: known vulnerabilities"
+    assert words in result.checks[-1].detail
+    assert (tmp_path / "bin" / "asked").read_text().splitlines()[-1] == result.bill
+    bill = json.loads(Path(result.bill).read_text())
+    assert bill["bomFormat"] == "CycloneDX"
+
+
+def test_a_scan_finds_what_publishing_refuses(press: Press, tmp_path: Path) -> None:
+    (target,) = press.build("cpu", files={"root/.netrc": "machine x"})
+    shop = replace(press.house.shop(), programs=SystemPrograms(environ={"PATH": str(tmp_path)}))
+    result = scan(shop, press.house.engine, CachedImages(press.house.cache / "oci"), target)
+    assert not result.passed
+    assert [check.passed for check in result.checks] == [True, False, True]
+    assert result.left_out == ("trivy", "grype")
 
 
 # --- what goes wrong on the way -------------------------------------------------------------------

@@ -13,8 +13,8 @@ import pytest
 from llama_images import oci
 from llama_images.attestation import BUNDLE, PROVENANCE, SBOM, Statement, attached, may_hold
 from llama_images.build_record import BuildRecord
-from llama_images.errors import CheckFailed, UsageError
 from llama_images.clearance import Evidence, fitting, parse_evidence
+from llama_images.errors import CheckFailed, UsageError
 from llama_images.matrix import Matrix, parse_matrix
 from llama_images.oci import Descriptor
 from llama_images.patch_series import PatchSeries, make_series
