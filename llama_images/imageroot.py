@@ -269,8 +269,10 @@ class LeakSearch:
     def feed(self, chunk: bytes) -> None:
         """The next bytes; a secret may lie across two chunks."""
         data = self._rest + chunk
-        for match in _LEAKS.finditer(data):
-            self._kinds.add(_LEAK_NAMES[match.lastgroup or ""])
+        # A search for fixed bytes is some twenty times as fast, and mostly finds none.
+        if any(mark in data for mark in _LEAK_MARKS):
+            for match in _LEAKS.finditer(data):
+                self._kinds.add(_LEAK_NAMES[match.lastgroup or ""])
         self._rest = data[-_LONGEST_LEAK:]
 
     @property
@@ -290,6 +292,12 @@ _LEAK_NAMES = {
     "pypi": "a PyPI token",
     "slack": "a Slack token",
 }
+_LEAK_MARKS = (
+    *(b"PRIVATE KEY-----", b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_", b"github_pat_", b"glpat-"),
+    *(b"AKIA", b"ASIA", b"dckr_pat_", b"hf_", b"pypi-AgEI", b"xox"),
+)
+"""Each kind of secret has one of these in it."""
+
 _LEAKS = re.compile(
     rb"(?P<key>-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----\s+[A-Za-z0-9+/]{16})"
     rb"|(?P<github>\b(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{60,90}))\b"

@@ -416,7 +416,7 @@ def test_damaged_elf_files_raise_nothing_else(data: st.DataObject) -> None:
 
 
 TOKENS = {
-    "a GitHub token": b"ghs_" + b"a1" * 18,
+    "a GitHub token": b"github_pat_" + b"a1" * 35,
     "a GitLab token": b"glpat-" + b"a1-_" * 5,
     "a Hugging Face token": b"hf_" + b"Ab" * 17,
     "a PyPI token": b"pypi-AgEI" + b"aB1_" * 20,
