@@ -997,9 +997,9 @@ def scan(c: Context, arch: list[str], flavor: list[str], base: str = "", engine:
         )
 
 
-def _registry(shop: Workshop, host: str) -> RegistryClient:
+def _registry(shop: Workshop, host: str, *, writes: bool = False) -> RegistryClient:
     authorities = authorities_for(host, shop.environment, Path.home())
-    return connect(host, authorities=authorities, on_wait=shop.reporter.warn)
+    return connect(host, authorities=authorities, writes=writes, on_wait=shop.reporter.warn)
 
 
 _REGISTRY_HELP = {"registry": "HOST/NAMESPACE, as in ghcr.io/me/llama-diffusion; logins are docker login's"}
@@ -1054,7 +1054,7 @@ def publish(
         shop,
         cells,
         repository,
-        _registry(shop, repository.host),
+        _registry(shop, repository.host, writes=not dry_run),
         signer,
         mount_from=mount_from,
         dry_run=dry_run,

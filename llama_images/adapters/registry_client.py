@@ -37,14 +37,17 @@ _HUB_REGISTRY: Final = "registry-1.docker.io"
 class RegistryClient:
     """One registry. ``base_url`` is its address with the scheme: ``http://127.0.0.1:5000``.
 
-    The other arguments are those of ``RegistryHttp``. Every method raises OutsideError, in one line, where
+    ``writes`` is for who is going to fill it: where tokens are wanted, each is one for both. The other
+    arguments are those of ``RegistryHttp``. Every method raises OutsideError, in one line, where
     the registry can't be reached, refuses, lacks what was asked for, or alters it. ``repository`` is a name
     without host and tag.
     """
 
-    def __init__(self, base_url: str, **options: Any) -> None:
+    def __init__(self, base_url: str, *, writes: bool = False, **options: Any) -> None:
         self._http = RegistryHttp(base_url, **options)
         self._name = self._http.name
+        # Some registries let nobody read what does not exist yet, unless he may make it.
+        self._reads = "pull,push" if writes else "pull"
 
     # --- reading ---
 
@@ -55,7 +58,7 @@ class RegistryClient:
             "GET",
             f"/v2/{repository}/manifests/{reference}",
             what,
-            scope=f"{repository}:pull",
+            scope=f"{repository}:{self._reads}",
             headers={"Accept": ", ".join(ACCEPTED)},
         )
         found = oci.digest_of(answer.content)
@@ -83,7 +86,11 @@ class RegistryClient:
         """A whole blob, checked against its digest; meant for small ones, not for layers."""
         what = _named(repository, digest)
         answer = self._http.ask(
-            "GET", f"/v2/{repository}/blobs/{digest}", what, scope=f"{repository}:pull", headers=_ANYTHING
+            "GET",
+            f"/v2/{repository}/blobs/{digest}",
+            what,
+            scope=f"{repository}:{self._reads}",
+            headers=_ANYTHING,
         )
         found = oci.digest_of(answer.content)
         if found != digest:
@@ -125,7 +132,7 @@ class RegistryClient:
                 "GET",
                 f"/v2/{repository}/blobs/{digest}",
                 what,
-                scope=f"{repository}:pull",
+                scope=f"{repository}:{self._reads}",
                 headers=_ANYTHING,
                 stream=True,
                 again=False,
@@ -155,7 +162,7 @@ class RegistryClient:
                 "HEAD",
                 f"/v2/{repository}/blobs/{blob.digest}",
                 what,
-                scope=f"{repository}:pull",
+                scope=f"{repository}:{self._reads}",
                 headers=_ANYTHING,
             )
         except Missing:
@@ -208,7 +215,9 @@ class RegistryClient:
 
     def _pages(self, path: str, what: str, repository: str) -> Iterator[Mapping[str, Any]]:
         for _ in range(_PAGES):
-            answer = self._http.ask("GET", path, what, scope=f"{repository}:pull", headers={"Accept": "*/*"})
+            answer = self._http.ask(
+                "GET", path, what, scope=f"{repository}:{self._reads}", headers={"Accept": "*/*"}
+            )
             yield self._json(answer, what)
             following = answer.links.get("next", {}).get("url")
             if not following:
@@ -524,6 +533,7 @@ def connect(
     *,
     login: Login = docker_login,
     authorities: Path | None = None,
+    writes: bool = False,
     on_wait: Callable[[str], None] = lambda _text: None,
 ) -> RegistryClient:
     """The registry that an image's name begins with, by Docker's rules.
@@ -532,7 +542,7 @@ def connect(
     answer.
     """
     options: dict[str, Any] = {"login": login, "login_name": host, "on_wait": on_wait}
-    options["authorities"] = authorities
+    options |= {"authorities": authorities, "writes": writes}
     if not is_loopback(urlsplit(f"//{host}").hostname):
         return RegistryClient(f"https://{_HUB_REGISTRY if host == _HUB else host}", **options)
     return RegistryClient(f"{'https' if _speaks_tls(host) else 'http'}://{host}", **options)

@@ -171,7 +171,7 @@ class RegistryHttp:
         """The answer to a request, whose status is one of ``accepted``.
 
         ``address`` is a path or a whole address; ``what`` is what messages call the thing asked for.
-        ``scope`` names the permission that is needed, such as ``me/image:pull``: a token is kept for each.
+        ``scope`` names what must be allowed, such as ``me/image:pull``, or several: a token is kept for each.
         Without ``again`` a fault is raised as Again at once. Raises OutsideError, in one line, for everything
         else.
         """
@@ -311,7 +311,7 @@ class RegistryHttp:
             self._credentials, self._asked_for_login = self._login(self._login_name), True
         kind, parameters = _parse_challenge(challenge)
         if kind == "bearer" and self._is_safe(parameters.get("realm", "")):
-            self._tokens[scope] = self._token(parameters, what)
+            self._tokens[scope] = self._token(parameters, scope, what)
             return True
         if (
             kind == "basic"
@@ -328,21 +328,22 @@ class RegistryHttp:
         parts = urlsplit(urljoin(f"{self.base}/", realm))
         return bool(realm and parts.hostname) and parts.scheme in ("https", urlsplit(self.base).scheme)
 
-    def _token(self, parameters: Mapping[str, str], what: str) -> _Token:
+    def _token(self, parameters: Mapping[str, str], scope: str, what: str) -> _Token:
         known = self._credentials
-        fields = {key: parameters[key] for key in ("service", "scope") if key in parameters}
+        # What the registry names for this request, and what we are going to need.
+        scopes = [parameters["scope"]] if "scope" in parameters else []
+        scopes += [f"repository:{one}" for one in scope.split() if f"repository:{one}" not in scopes]
+        fields = [("service", parameters["service"])] if "service" in parameters else []
         url = urljoin(f"{self.base}/", parameters["realm"])
         if known is not None and known.identity_token:
-            fields |= {
-                "grant_type": "refresh_token",
-                "refresh_token": known.identity_token,
-                "client_id": _CLIENT,
-            }
+            # A form has each field once.
+            fields += [("scope", " ".join(scopes)), ("grant_type", "refresh_token")]
+            fields += [("refresh_token", known.identity_token), ("client_id", _CLIENT)]
             headers = {"Content-Type": "application/x-www-form-urlencoded"}
             answer = self._send("POST", url, headers, urlencode(fields).encode(), None)
         else:
-            if known is not None:
-                fields["account"] = known.user
+            fields += [("scope", one) for one in scopes]
+            fields += [] if known is None else [("account", known.user)]
             basic = None if known is None else _basic(known)
             answer = self._send(
                 "GET", f"{url}{'&' if '?' in url else '?'}{urlencode(fields)}", {}, None, basic

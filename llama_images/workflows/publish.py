@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Literal
 
 from llama_images import oci
-from llama_images.attestation import EVIDENCE, PROVENANCE, SBOM, Statement, attached, may_hold
+from llama_images.attestation import EVIDENCE, KINDS, PROVENANCE, SBOM, Statement, attached, may_hold
 from llama_images.build_record import BuildRecord
 from llama_images.clearance import CPU_TIER, TIER, Evidence, fitting, parse_evidence
 from llama_images.errors import CheckFailed, LlamaImagesError, OutsideError, UsageError
+from llama_images.imageroot import LeakSearch
 from llama_images.oci import Descriptor, Manifest
 from llama_images.plan import Plan, unpinned
 from llama_images.ports import Activity, Engine, ImageStore, Registry, Signer
@@ -225,16 +226,16 @@ def publish(
     ``signer`` may be None in a dry run alone. Raises CheckFailed where a fixed tag means another image, and
     OutsideError where the registry fails; the moving tags are then as they were, and the same call goes on.
     """
-    indexes = [
-        _index(cell, repository, registry) for cell in cells
-    ]  # conflicts are found before anything is sent
+    # What speaks against it is found before anything is sent.
+    indexes = [_index(cell, repository, registry) for cell in cells]
+    said = [_harmless(statements(shop, cell), cell) for cell in cells]
     sent = [0] * len(cells)
     if not dry_run:
         assert signer is not None
         for number, (cell, index) in enumerate(zip(cells, indexes, strict=True)):
             with shop.reporter.activity(f"publish {cell.target.id}") as activity:
                 sent[number] = _send(cell, repository, registry, mount_from, activity)
-                for statement in statements(shop, cell):
+                for statement in said[number]:
                     _attach(statement, cell, repository, registry, signer, activity)
                 registry.push_manifest(repository.name, index)
     fixed, moving, kept = _moves(cells, indexes, repository, registry)
@@ -255,6 +256,19 @@ def publish(
         )
         for cell, index, count in zip(cells, indexes, sent, strict=True)
     ]
+
+
+def _harmless(found: list[Statement], cell: Cell) -> list[Statement]:
+    """Statements are for everybody: none may hold a secret, such as evidence that quotes a command line."""
+    for statement in found:
+        search = LeakSearch()
+        search.feed(statement.encode())
+        if search.found:
+            raise CheckFailed(
+                f"the {KINDS[statement.predicate_type]} of {cell.target.id} holds {search.found[0]}",
+                hint="it is not published",
+            )
+    return found
 
 
 def _index(cell: Cell, repository: Repository, registry: Registry) -> Manifest:

@@ -294,6 +294,18 @@ def test_an_image_with_something_secret_in_a_layer_is_not_published(
     assert LEAK not in caught.value.message
 
 
+def test_evidence_with_something_secret_in_it_is_not_published(press: Press, front: Proxy) -> None:
+    press.build("120")
+    (cell,) = press.prepare("120")
+    document = {**evidence(cell).document, "command": f"curl -H 'Authorization: {LEAK}' …"}
+    cells = press.prepare("120", evidence=[evidence(cell, document=document)], allow_untested=False)
+    for dry_run in (True, False):
+        with pytest.raises(CheckFailed, match="the test evidence of sm120 holds a GitHub token") as caught:
+            press.publish(cells, dry_run=dry_run)
+    assert LEAK not in caught.value.message
+    assert {line.split()[0] for line in front.asked} <= {"GET", "HEAD"}, "something was sent"
+
+
 def test_an_image_that_is_not_what_the_matrix_says_is_not_published(press: Press) -> None:
     with pytest.raises(UsageError, match="there is no image llama-diffusion:cpu"):
         press.prepare("cpu")

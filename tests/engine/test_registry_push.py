@@ -10,6 +10,7 @@ import stat
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,7 +54,7 @@ def front(host: str) -> Iterator[Proxy]:
 class Client(RegistryClient):
     """A client that waits for nothing, and keeps what it would have waited and said."""
 
-    def __init__(self, host: str, **options: object) -> None:
+    def __init__(self, host: str, **options: Any) -> None:
         self.slept: list[float] = []
         self.said: list[str] = []
         super().__init__(
@@ -560,17 +561,39 @@ def known(host: str) -> Credentials | None:
     return Credentials(user=USER, password=PASSWORD)
 
 
+def asked_for(tokens: TokenServer) -> list[list[str]]:
+    """What each token was for, by action."""
+    return [
+        sorted({action for one in query["scope"] for action in one.split(":")[2].split(",")})
+        for query in tokens.asked
+    ]
+
+
 def test_a_token_is_kept_for_what_it_allows(
     guarded: str, tokens: TokenServer, tmp_path: Path, name: str
 ) -> None:
     client = Client(guarded, login=known)
     manifest = image(client, name, tmp_path)
     client.push_manifest(name, manifest, "v1")
-    scopes = [sorted(query["scope"][0].split(":")[2].split(",")) for query in tokens.asked]
-    assert scopes == [["pull"], ["pull", "push"]]
+    assert asked_for(tokens) == [["pull"], ["pull", "push"]]
     assert all(query["account"] == [USER] and query["service"] == ["tests"] for query in tokens.asked)
     client.delete(name, manifest.digest)
-    assert tokens.asked[-1]["scope"][0].endswith(":delete")
+    assert asked_for(tokens)[2:] == [["delete"]]
+
+
+def test_who_is_going_to_write_asks_for_that_at_once(
+    guarded: str, tokens: TokenServer, tmp_path: Path, name: str
+) -> None:
+    client = Client(guarded, login=known, writes=True)
+    client.push_manifest(name, image(client, name, tmp_path), "v1")
+    assert asked_for(tokens) == [["pull", "push"]]
+
+
+def test_a_mount_needs_a_token_for_both(guarded: str, tokens: TokenServer, tmp_path: Path, name: str) -> None:
+    client = Client(guarded, login=known)
+    layer, path = blob(tmp_path, 1000)
+    client.push_blob(f"{name}/staging", layer, path)
+    assert not client.push_blob(name, layer, path, mount_from=[f"{name}/staging"])
 
 
 def test_a_token_that_the_registry_no_longer_takes_is_renewed(
