@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
+import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -408,6 +410,9 @@ def test_a_scan_finds_what_publishing_refuses(press: Press, tmp_path: Path) -> N
             "stored sha256:1",
         ),
         (Fault("POST", "/uploads/", status=401, times=99, skip=8), "answered 401"),
+        (Fault("POST", "/uploads/", status=404, times=99, skip=8), "has no tests/"),
+        (Fault("GET", "/blobs/", cut_answer=10, times=99, skip=4), "can't be reached"),
+        (Fault("GET", "/blobs/", alter=(b"\x1f\x8b\x08", b"\x1f\x8b\x09"), skip=4), "sent sha256:"),
     ],
 )
 def test_a_failure_in_between_leaves_the_tags_as_they_were_and_the_next_call_goes_on(
@@ -424,6 +429,28 @@ def test_a_failure_in_between_leaves_the_tags_as_they_were_and_the_next_call_goe
     assert front.count("PATCH") - before < before, "what was there was sent again"
     assert verification(press, "cpu").problems == ()
     assert verification(press, "stock-cpu").problems == ()
+
+
+def test_a_full_disk_stops_it_and_room_lets_it_go_on(press: Press, tmp_path: Path) -> None:
+    store = tmp_path / "small"
+    store.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(store)]
+    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("a file system of 1 MB can't be mounted here")
+    try:
+        with serving(tmp_path / "registry", store=store) as host:
+            small = replace(press, registry=RegistryClient(f"http://{host}", sleep=lambda _seconds: None))
+            small.build("cpu", files={"app/weights": secrets.token_hex(2 << 20)})
+            cells = small.prepare("cpu")
+            with pytest.raises(OutsideError, match=r"has no room for .*: its disk is full") as caught:
+                small.publish(cells)
+            assert "\n" not in caught.value.message
+            assert fixed(small) == []
+            subprocess.run(["mount", "-o", "remount,size=64m", str(store)], check=True)
+            small.publish(cells)
+            assert verification(small, "cpu").problems == ()
+    finally:
+        subprocess.run(["umount", str(store)], check=True)
 
 
 def second_version(press: Press) -> list[Cell]:

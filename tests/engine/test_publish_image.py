@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import re
 import uuid
@@ -129,6 +130,15 @@ def test_from_a_build_to_a_verified_run(
     again = said()
     assert re.findall(r"linux/[a-z0-9]+: (sha256:[0-9a-f]{64})", again) == digests
     assert "as it is" in again
+
+
+def test_a_built_image_holds_nothing_secret(reference: str, said: Say, shop: Workshop) -> None:
+    tasks.scan(Context(), arch=["cpu"], flavor=[], engine="docker")
+    text = said()
+    assert "FAIL" not in text
+    assert len(re.findall(r"^ok .*nothing secret in", text, re.MULTILINE)) == 3
+    bill = json.loads((shop.cache / "sbom" / "cpu.cdx.json").read_text())
+    assert {"libc6", "libstdc++6", "llama.cpp"} <= {part["name"] for part in bill["components"]}
 
 
 def test_a_wrong_key_ends_with_exit_code_1(place: Place, reference: str, said: Say, tmp_path: Path) -> None:
