@@ -309,7 +309,7 @@ class RegistryHttp:
         """Get what the registry wants to see; False where there is nothing (more) to show."""
         if not self._asked_for_login:
             self._credentials, self._asked_for_login = self._login(self._login_name), True
-        kind, parameters = _parse_challenge(challenge)
+        kind, parameters = parse_challenge(challenge)
         if kind == "bearer" and self._is_safe(parameters.get("realm", "")):
             self._tokens[scope] = self._token(parameters, scope, what)
             return True
@@ -378,7 +378,7 @@ class RegistryHttp:
             )
         if status in _AGAIN:
             error = Again(words, hint="look at the registry's log")
-            error.after = _retry_after(answer)
+            error.after = retry_after(answer.headers)
             if status == 429:
                 error.hint = "it limits how often it may be asked; the same command goes on later"
             if error.after is not None and error.after > LONGEST_WAIT:
@@ -442,7 +442,7 @@ def _basic(known: Credentials) -> str:
     return "Basic " + base64.b64encode(f"{known.user}:{known.password}".encode()).decode()
 
 
-def _parse_challenge(header: str) -> tuple[str, dict[str, str]]:
+def parse_challenge(header: str) -> tuple[str, dict[str, str]]:
     """``Bearer realm="…",service="…"`` as its kind in lower case and its parameters; a token goes first."""
     found: dict[str, dict[str, str]] = {}
     for kind, rest in re.findall(
@@ -455,14 +455,14 @@ def _parse_challenge(header: str) -> tuple[str, dict[str, str]]:
     return "", {}
 
 
-def _retry_after(answer: requests.Response) -> float | None:
+def retry_after(headers: Mapping[str, str]) -> float | None:
     """Seconds that the registry asks to wait; a time is compared with its own clock, not with ours."""
-    text = answer.headers.get("Retry-After", "").strip()
+    text = headers.get("Retry-After", "").strip()
     if re.fullmatch(r"[0-9]{1,9}", text):
         return float(text)
     try:
         until = email.utils.parsedate_to_datetime(text)
-        now = email.utils.parsedate_to_datetime(answer.headers["Date"])
+        now = email.utils.parsedate_to_datetime(headers["Date"])
     except (KeyError, ValueError, TypeError):
         return None
     return max(0.0, (until - now).total_seconds())
