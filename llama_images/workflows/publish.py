@@ -18,7 +18,7 @@ from typing import Literal
 from llama_images import oci
 from llama_images.attestation import EVIDENCE, KINDS, PROVENANCE, SBOM, Statement, attached, may_hold
 from llama_images.build_record import BuildRecord
-from llama_images.clearance import CPU_TIER, TIER, Evidence, fitting, parse_evidence
+from llama_images.clearance import Evidence, fitting, parse_evidence
 from llama_images.errors import CheckFailed, LlamaImagesError, OutsideError, UsageError
 from llama_images.imageroot import LeakSearch
 from llama_images.oci import Descriptor, Manifest
@@ -113,10 +113,11 @@ class Published:
 
 def read_evidence(shop: Workshop, files: Sequence[Path]) -> tuple[Evidence, ...]:
     """The evidence in ``files``, or in the cache's folder where none is named. Raises UsageError."""
-    found = []
+    found: list[Evidence] = []
     for path in files or sorted((shop.cache / "evidence").glob("*.json")):
         try:
-            found.append(parse_evidence(path.read_bytes(), str(path)))
+            evidence = parse_evidence(path.read_bytes(), str(path))
+            found += [] if evidence is None else [evidence]
         except OSError as error:
             raise UsageError(f"the evidence {path} can't be read: {error.strerror or error}") from None
         except UsageError as error:
@@ -198,12 +199,10 @@ def _evidence_for(packed: Packed, evidence: Sequence[Evidence], allow_untested: 
     target, manifest = packed.target, packed.manifest
     # Each of these means this very image: in the engine that built it, in one that pulled it, in a registry.
     digests = (packed.image.id, manifest.config.digest, manifest.digest)
-    tier = CPU_TIER if target.toolkit is None else TIER
     try:
-        return fitting(evidence, digests, tier=tier, what=target.id)
+        return fitting(evidence, digests, tier="cpu" if target.toolkit is None else "gpu", what=target.id)
     except CheckFailed:
-        failed = [one for one in evidence if one.image in digests and one.verdict != "passed"]
-        if failed or not allow_untested:
+        if not allow_untested or any(one.has_failed for one in evidence if one.image in digests):
             raise
         return None
 

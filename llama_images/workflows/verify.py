@@ -10,6 +10,7 @@ from typing import Any
 
 from llama_images import oci
 from llama_images.attestation import EVIDENCE, KINDS, PROVENANCE, SBOM, Statement, may_hold
+from llama_images.clearance import summary_of
 from llama_images.errors import CheckFailed
 from llama_images.oci import Manifest
 from llama_images.patch_series import PatchSeries
@@ -249,11 +250,7 @@ def _tested(images: list[_Image]) -> str:
     words = []
     for image in images:
         evidence = image.statements.get(EVIDENCE)
-        said = (
-            "no evidence"
-            if evidence is None
-            else f"{evidence.predicate.get('tier')} tests {evidence.predicate.get('verdict')}"
-        )
+        said = "no evidence" if evidence is None else summary_of(evidence.predicate)
         words.append(f"{image.platform} {said}" if len(images) > 1 else said)
     return "; ".join(words)
 

@@ -6,7 +6,7 @@ import io
 import json
 import tarfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from llama_images import oci
 from llama_images.adapters.image_store import CachedImages
 from llama_images.adapters.signing import KeySigner
-from llama_images.clearance import Evidence
+from llama_images.clearance import Evidence, parse_evidence
 from llama_images.plan import choose, make_plan
 from llama_images.ports import ImageInfo, Registry
 from llama_images.references import Repository
@@ -124,19 +124,26 @@ class Press:
         path.write_text(text.replace(old, new), "utf-8")
 
 
-def evidence(cell: Cell, **other: Any) -> Evidence:
-    """Evidence that an image has passed, by its identifier in the engine that built it."""
-    tier = "cpu" if cell.target.toolkit is None else "gpu"
-    document = {
-        "image": {"digest": cell.packed.image.id},
-        "tier": tier,
-        "verdict": "passed",
-        "gpus": ["a GPU"],
+def evidence_document(cell: Cell, **other: Any) -> dict[str, Any]:
+    """What `invoke test` writes when an image has passed, by its identifier in the engine that built it."""
+    gpus = [] if cell.target.toolkit is None else [{"name": "A GPU"}] * 2
+    cases = [{"name": "one", "status": "passed"}, {"name": "soak", "status": "skipped"}]
+    return {
+        "schema_version": 1,
+        "kind": "test",
+        "complete": True,
+        "subject": {"name": cell.target.id, "image_id": cell.packed.image.id},
+        "machine": {"gpus": gpus, "logical_gpus": None},
+        "cases": cases,
+        **other,
     }
-    whole = Evidence(
-        name="evidence.json", image=cell.packed.image.id, tier=tier, verdict="passed", document=document
-    )
-    return replace(whole, **other)
+
+
+def evidence(cell: Cell, **other: Any) -> Evidence:
+    """The same as it is read."""
+    found = parse_evidence(json.dumps(evidence_document(cell, **other)).encode(), "evidence.json")
+    assert found is not None
+    return found
 
 
 def key_files(signer: KeySigner, folder: Path) -> tuple[Path, Path]:

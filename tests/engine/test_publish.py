@@ -31,7 +31,7 @@ from llama_images.workflows.prune import plan_pruning, prune
 from llama_images.workflows.publish import Cell, read_evidence
 from llama_images.workflows.scan import scan
 from llama_images.workflows.verify import Verification, verify
-from tests.engine.publishing import Press, evidence
+from tests.engine.publishing import Press, evidence, evidence_document
 from tests.engine.registries import Fault, Proxy, needs_registry, proxy, serving
 from tests.unit.fakes import House
 
@@ -217,17 +217,19 @@ def test_without_evidence_nothing_is_published(press: Press) -> None:
     (cell,) = press.prepare("120")
     assert cell.tested == "no"
     with pytest.raises(CheckFailed, match="no evidence"):
-        press.prepare("120", allow_untested=False, evidence=[evidence(cell, tier="cpu")])
+        press.prepare("120", allow_untested=False, evidence=[evidence(cell, machine={"gpus": []})])
     for digest in (cell.packed.image.id, cell.manifest.digest, cell.manifest.config.digest):
-        (tested,) = press.prepare("120", allow_untested=False, evidence=[evidence(cell, image=digest)])
+        given = evidence(cell, subject={"image_id": digest})
+        (tested,) = press.prepare("120", allow_untested=False, evidence=[given])
         assert tested.tested == "gpu"
 
 
 def test_what_has_failed_is_not_even_published_untested(press: Press) -> None:
     press.build("120")
     (cell,) = press.prepare("120")
-    with pytest.raises(CheckFailed, match="did not pass its tests"):
-        press.prepare("120", evidence=[evidence(cell, verdict="failed")], allow_untested=True)
+    failed = evidence(cell, cases=[{"status": "passed"}, {"status": "failed"}])
+    with pytest.raises(CheckFailed, match=r"did not pass its tests: evidence.json: 1 of 2 cases failed"):
+        press.prepare("120", evidence=[failed, evidence(cell)], allow_untested=True)
 
 
 def test_evidence_is_read_from_the_cache_or_from_files(press: Press, tmp_path: Path) -> None:
@@ -235,8 +237,10 @@ def test_evidence_is_read_from_the_cache_or_from_files(press: Press, tmp_path: P
     assert read_evidence(shop, []) == ()
     folder = shop.cache / "evidence"
     folder.mkdir(parents=True)
-    document = {"image": {"digest": "sha256:" + "1" * 64}, "tier": "gpu", "verdict": "passed"}
-    (folder / "a.json").write_text(json.dumps(document))
+    press.build("120")
+    (cell,) = press.prepare("120")
+    (folder / "a.json").write_text(json.dumps(evidence_document(cell)))
+    (folder / "bench.json").write_text(json.dumps({"kind": "bench"}))
     (folder / "b.json").write_text("{")
     assert [one.tier for one in read_evidence(shop, [])] == ["gpu"]
     assert any("passed over: " in line and "b.json" in line for line in press.house.reporter.lines)
@@ -299,8 +303,8 @@ def test_an_image_with_something_secret_in_a_layer_is_not_published(
 def test_evidence_with_something_secret_in_it_is_not_published(press: Press, front: Proxy) -> None:
     press.build("120")
     (cell,) = press.prepare("120")
-    document = {**evidence(cell).document, "command": f"curl -H 'Authorization: {LEAK}' …"}
-    cells = press.prepare("120", evidence=[evidence(cell, document=document)], allow_untested=False)
+    given = evidence(cell, command=f"curl -H 'Authorization: {LEAK}' …")
+    cells = press.prepare("120", evidence=[given], allow_untested=False)
     for dry_run in (True, False):
         with pytest.raises(CheckFailed, match="the test evidence of sm120 holds a GitHub token") as caught:
             press.publish(cells, dry_run=dry_run)
@@ -540,10 +544,10 @@ def test_ten_lines_say_what_an_image_is(press: Press) -> None:
     assert "nvidia-cublas 13.0.2.14" in lines["holds"]
     assert "builders/local with docker 1, 20" in lines["built by"]
     assert "by Dockerfile and scripts of this checkout" in lines["built by"]
-    assert lines["tested"] == "gpu tests passed"
+    assert lines["tested"] == "1 cases passed, 1 skipped, on 2 × A GPU"
     by_digest = verification(press, result.image)
     assert by_digest.problems == ()
-    assert dict(by_digest.lines)["tested"] == "gpu tests passed"
+    assert dict(by_digest.lines)["tested"] == lines["tested"]
 
 
 def test_an_untested_image_says_so(press: Press, cells: list[Cell]) -> None:

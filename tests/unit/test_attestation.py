@@ -13,8 +13,6 @@ import pytest
 from llama_images import oci
 from llama_images.attestation import BUNDLE, PROVENANCE, SBOM, Statement, attached, may_hold
 from llama_images.build_record import BuildRecord
-from llama_images.clearance import Evidence, fitting, parse_evidence
-from llama_images.errors import CheckFailed, UsageError
 from llama_images.matrix import Matrix, parse_matrix
 from llama_images.oci import Descriptor
 from llama_images.patch_series import PatchSeries, make_series
@@ -130,54 +128,6 @@ def test_a_bundle_is_attached_as_cosign_does_it() -> None:
     assert not may_hold(manifest.descriptor, SBOM)
     assert may_hold(replace(manifest.descriptor, annotations={}), SBOM), "a registry need not pass notes on"
     assert not may_hold(replace(manifest.descriptor, artifact_type="x"), PROVENANCE)
-
-
-# --- evidence -------------------------------------------------------------------------------------
-
-
-def document(**other: Any) -> bytes:
-    return json.dumps({"image": {"digest": DIGEST}, "tier": "gpu", "verdict": "passed", **other}).encode()
-
-
-def evidence(**other: Any) -> Evidence:
-    return replace(parse_evidence(document(), "evidence.json"), **other)
-
-
-def test_evidence_for_this_image_and_tier_is_found() -> None:
-    own, other = evidence(), evidence(image="sha256:" + "6" * 64)
-    assert fitting([other, own], [DIGEST], tier="gpu", what="sm120") is own
-
-
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        ([], "there is no evidence that sm120 passed the tests of the gpu tier$"),
-        ([evidence(image="sha256:" + "6" * 64)], "there is no evidence that sm120"),
-        ([evidence(tier="cpu")], "the gpu tier; that of evidence.json is of the cpu tier"),
-        ([evidence(verdict="failed")], "sm120 did not pass its tests: evidence.json says failed"),
-        (
-            [evidence(), evidence(verdict="failed", name="b.json")],
-            "did not pass its tests: b.json says failed",
-        ),
-        ([evidence(verdict="PASSED")], "says PASSED"),
-    ],
-)
-def test_without_it_nothing_is_published(given: list[Evidence], words: str) -> None:
-    with pytest.raises(CheckFailed, match=words) as caught:
-        fitting(given, [DIGEST], tier="gpu", what="sm120")
-    assert caught.value.hint
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        *(b"", b"[]", b"{}", document(image={})),
-        *(document(image={"digest": "llama-diffusion:sm120"}), document(image={"digest": 1})),
-    ],
-)
-def test_what_is_no_evidence(data: bytes) -> None:
-    with pytest.raises(UsageError, match=r"^evidence\.json"):
-        parse_evidence(data, "evidence.json")
 
 
 # --- provenance -----------------------------------------------------------------------------------
