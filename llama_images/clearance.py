@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 
 from llama_images.errors import CheckFailed, UsageError
 from llama_images.oci import is_digest
+from llama_images.words import counted
 
 SCHEMA_VERSION: Final = 1
 """The form of the documents that is read here."""
@@ -56,7 +57,7 @@ def summary_of(document: Mapping[str, Any]) -> str:
     except (KeyError, TypeError, AttributeError):
         return "in an unknown form"
     skipped, bad = statuses.count("skipped"), sum(status in _BAD for status in statuses)
-    parts = [f"{len(statuses) - skipped - bad} cases passed"]
+    parts = [f"{counted(len(statuses) - skipped - bad, 'case')} passed"]
     parts += [f"{bad} failed"] if bad else []
     parts += [f"{skipped} skipped"] if skipped else []
     where = ", ".join(f"{gpus.count(name)} × {name}" for name in dict.fromkeys(gpus)) or "the CPU"
@@ -89,7 +90,7 @@ def parse_evidence(data: bytes, name: str) -> Evidence | None:
     failure = None
     bad = sum(status in _BAD for status in statuses)
     if bad:
-        failure = f"{bad} of {len(statuses)} cases failed"
+        failure = f"{bad} of {counted(len(statuses), 'case')} failed"
     elif complete is not True:
         failure = "the run was broken off"
     elif not any(status != "skipped" for status in statuses):

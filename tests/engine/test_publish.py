@@ -544,7 +544,7 @@ def test_ten_lines_say_what_an_image_is(press: Press) -> None:
     assert "nvidia-cublas 13.0.2.14" in lines["holds"]
     assert "builders/local with docker 1, 20" in lines["built by"]
     assert "by Dockerfile and scripts of this checkout" in lines["built by"]
-    assert lines["tested"] == "1 cases passed, 1 skipped, on 2 × A GPU"
+    assert lines["tested"] == "1 case passed, 1 skipped, on 2 × A GPU"
     by_digest = verification(press, result.image)
     assert by_digest.problems == ()
     assert dict(by_digest.lines)["tested"] == lines["tested"]

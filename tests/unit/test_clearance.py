@@ -106,7 +106,7 @@ def test_what_is_no_evidence(data: bytes, words: str) -> None:
     ("other", "words"),
     [
         ({}, "2 cases passed, 1 skipped, on 2 × NVIDIA H200"),
-        ({"cases": [PASSED, FAILED]}, "1 cases passed, 1 failed, on 2 × NVIDIA H200"),
+        ({"cases": [PASSED, FAILED]}, "1 case passed, 1 failed, on 2 × NVIDIA H200"),
         (CPU, "2 cases passed, 1 skipped, on the CPU"),
         (
             {"machine": {"gpus": [{"name": "A"}], "logical_gpus": 2}},
