@@ -18,7 +18,7 @@ from typing import Literal
 from llama_images import oci
 from llama_images.attestation import EVIDENCE, KINDS, PROVENANCE, SBOM, Statement, attached, may_hold
 from llama_images.build_record import BuildRecord
-from llama_images.clearance import Evidence, fitting, parse_evidence
+from llama_images.clearance import GivenEvidence, fitting, parse_evidence
 from llama_images.errors import CheckFailed, LlamaImagesError, OutsideError, UsageError
 from llama_images.imageroot import LeakSearch
 from llama_images.oci import Descriptor, Manifest
@@ -50,7 +50,7 @@ class Cell:
     packed: Packed
     platform: str
     record: BuildRecord
-    evidence: Evidence | None
+    evidence: GivenEvidence | None
 
     @property
     def target(self) -> Target:
@@ -111,9 +111,9 @@ class Published:
 # --- what can be known before anything is sent -----------------------------------------------------
 
 
-def read_evidence(shop: Workshop, files: Sequence[Path]) -> tuple[Evidence, ...]:
+def read_evidence(shop: Workshop, files: Sequence[Path]) -> tuple[GivenEvidence, ...]:
     """The evidence in ``files``, or in the cache's folder where none is named. Raises UsageError."""
-    found: list[Evidence] = []
+    found: list[GivenEvidence] = []
     for path in files or sorted((shop.cache / "evidence").glob("*.json")):
         try:
             evidence = parse_evidence(path.read_bytes(), str(path))
@@ -133,7 +133,7 @@ def prepare(
     plan: Plan,
     store: ImageStore,
     *,
-    evidence: Sequence[Evidence],
+    evidence: Sequence[GivenEvidence],
     allow_untested: bool,
 ) -> list[Cell]:
     """Pack the plan's images and look at each: built from this matrix, tested, nothing secret in it.
@@ -154,7 +154,7 @@ def _prepare(
     store: ImageStore,
     target: Target,
     dockerfile: str,
-    evidence: Sequence[Evidence],
+    evidence: Sequence[GivenEvidence],
     allow_untested: bool,
 ) -> Cell:
     if names := unpinned(target):
@@ -195,7 +195,9 @@ def _prepare(
     )
 
 
-def _evidence_for(packed: Packed, evidence: Sequence[Evidence], allow_untested: bool) -> Evidence | None:
+def _evidence_for(
+    packed: Packed, evidence: Sequence[GivenEvidence], allow_untested: bool
+) -> GivenEvidence | None:
     target, manifest = packed.target, packed.manifest
     # Each of these means this very image: in the engine that built it, in one that pulled it, in a registry.
     digests = (packed.image.id, manifest.config.digest, manifest.digest)
@@ -432,5 +434,5 @@ def statements(shop: Workshop, cell: Cell) -> list[Statement]:
         ),
     ]
     if cell.evidence is not None:
-        result.append(about(EVIDENCE, dict(cell.evidence.document)))
+        result.append(about(EVIDENCE, cell.evidence.document))
     return result

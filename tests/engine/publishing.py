@@ -15,7 +15,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from llama_images import oci
 from llama_images.adapters.image_store import CachedImages
 from llama_images.adapters.signing import KeySigner
-from llama_images.clearance import Evidence, parse_evidence
+from llama_images.clearance import GivenEvidence, parse_evidence
+from llama_images.evidence import to_json
 from llama_images.plan import choose, make_plan
 from llama_images.ports import ImageInfo, Registry
 from llama_images.references import Repository
@@ -23,6 +24,7 @@ from llama_images.render import INPUTS_LABEL, labels, series_of
 from llama_images.selection import Target, local_reference
 from llama_images.workflows.build import build_all
 from llama_images.workflows.publish import Cell, Published, prepare, publish
+from tests.unit.evidences import case, evidence_of
 from tests.unit.fakes import PLATFORM, House, archive
 
 STATUS = "Package: libc6\nVersion: 2.36-9+deb12u10\nArchitecture: amd64\n"
@@ -99,7 +101,7 @@ class Press:
         self,
         *words: str,
         flavors: Sequence[str] = (),
-        evidence: Sequence[Evidence] = (),
+        evidence: Sequence[GivenEvidence] = (),
         allow_untested: bool = True,
     ) -> list[Cell]:
         shop = self.house.shop()
@@ -124,24 +126,21 @@ class Press:
         path.write_text(text.replace(old, new), "utf-8")
 
 
-def evidence_document(cell: Cell, **other: Any) -> dict[str, Any]:
+def evidence_document(cell: Cell, **other: Any) -> str:
     """What `invoke test` writes when an image has passed, by its identifier in the engine that built it."""
-    gpus = [] if cell.target.toolkit is None else [{"name": "A GPU"}] * 2
-    cases = [{"name": "one", "status": "passed"}, {"name": "soak", "status": "skipped"}]
-    return {
-        "schema_version": 1,
-        "kind": "test",
-        "complete": True,
-        "subject": {"name": cell.target.id, "image_id": cell.packed.image.id},
-        "machine": {"gpus": gpus, "logical_gpus": None},
-        "cases": cases,
-        **other,
+    on_gpus = cell.target.toolkit is not None
+    fields: dict[str, Any] = {
+        "image_id": cell.packed.image.id,
+        "cases": [case("one", gpus=int(on_gpus)), case("soak", "skipped")],
+        "gpus": ["A GPU"] * 2 if on_gpus else [],
+        "name": cell.target.id,
     }
+    return to_json(evidence_of(**{**fields, **other}))
 
 
-def evidence(cell: Cell, **other: Any) -> Evidence:
+def evidence(cell: Cell, **other: Any) -> GivenEvidence:
     """The same as it is read."""
-    found = parse_evidence(json.dumps(evidence_document(cell, **other)).encode(), "evidence.json")
+    found = parse_evidence(evidence_document(cell, **other).encode(), "evidence.json")
     assert found is not None
     return found
 

@@ -33,6 +33,7 @@ from llama_images.workflows.scan import scan
 from llama_images.workflows.verify import Verification, verify
 from tests.engine.publishing import Press, evidence, evidence_document
 from tests.engine.registries import Fault, Proxy, needs_registry, proxy, serving
+from tests.unit.evidences import case
 from tests.unit.fakes import House
 
 pytestmark = needs_registry
@@ -217,9 +218,14 @@ def test_without_evidence_nothing_is_published(press: Press) -> None:
     (cell,) = press.prepare("120")
     assert cell.tested == "no"
     with pytest.raises(CheckFailed, match="no evidence"):
-        press.prepare("120", allow_untested=False, evidence=[evidence(cell, machine={"gpus": []})])
+        press.prepare("120", allow_untested=False, evidence=[evidence(cell, gpus=[])])
+    with pytest.raises(CheckFailed, match="only some cases were chosen"):
+        press.prepare("120", allow_untested=False, evidence=[evidence(cell, selected=("one",))])
+    other = evidence(cell, image_id="sha256:" + "7" * 64)
+    with pytest.raises(CheckFailed, match="no evidence"):
+        press.prepare("120", allow_untested=False, evidence=[other])
     for digest in (cell.packed.image.id, cell.manifest.digest, cell.manifest.config.digest):
-        given = evidence(cell, subject={"image_id": digest})
+        given = evidence(cell, image_id=digest)
         (tested,) = press.prepare("120", allow_untested=False, evidence=[given])
         assert tested.tested == "gpu"
 
@@ -227,7 +233,7 @@ def test_without_evidence_nothing_is_published(press: Press) -> None:
 def test_what_has_failed_is_not_even_published_untested(press: Press) -> None:
     press.build("120")
     (cell,) = press.prepare("120")
-    failed = evidence(cell, cases=[{"status": "passed"}, {"status": "failed"}])
+    failed = evidence(cell, cases=[case("one"), case("two", "failed")])
     with pytest.raises(CheckFailed, match=r"did not pass its tests: evidence.json: 1 of 2 cases failed"):
         press.prepare("120", evidence=[failed, evidence(cell)], allow_untested=True)
 
@@ -239,7 +245,7 @@ def test_evidence_is_read_from_the_cache_or_from_files(press: Press, tmp_path: P
     folder.mkdir(parents=True)
     press.build("120")
     (cell,) = press.prepare("120")
-    (folder / "a.json").write_text(json.dumps(evidence_document(cell)))
+    (folder / "a.json").write_text(evidence_document(cell))
     (folder / "bench.json").write_text(json.dumps({"kind": "bench"}))
     (folder / "b.json").write_text("{")
     assert [one.tier for one in read_evidence(shop, [])] == ["gpu"]
@@ -303,7 +309,7 @@ def test_an_image_with_something_secret_in_a_layer_is_not_published(
 def test_evidence_with_something_secret_in_it_is_not_published(press: Press, front: Proxy) -> None:
     press.build("120")
     (cell,) = press.prepare("120")
-    given = evidence(cell, command=f"curl -H 'Authorization: {LEAK}' …")
+    given = evidence(cell, cases=[case("one", stdin=f"curl -H 'Authorization: {LEAK}' …")])
     cells = press.prepare("120", evidence=[given], allow_untested=False)
     for dry_run in (True, False):
         with pytest.raises(CheckFailed, match="the test evidence of sm120 holds a GitHub token") as caught:
