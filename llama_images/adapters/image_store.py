@@ -7,6 +7,7 @@ is found again by the digest of what it was made from.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import json
@@ -63,17 +64,20 @@ class CachedImages:
                 config, layers = self._unpack(engine, reference, on_progress)
                 _write(note, json.dumps(config).encode())
             published = oci.published_config(config, created, without_labels)
+            packed = PackedImage(
+                folder=self._folder, configuration=published, layers=layers, diff_ids=tuple(_diff_ids(config))
+            )
+            _write(packed.blob(Descriptor.of(published, oci.CONFIG)), published)
         except oci.NotOci as error:
             raise OutsideError(f"the engine's image {reference} has an unknown form: {error}") from error
         except OSError as error:
-            raise OutsideError(
-                f"{self._folder} can't be written: {error.strerror or error}", hint="is there room?"
-            ) from error
-        packed = PackedImage(
-            folder=self._folder, configuration=published, layers=layers, diff_ids=tuple(_diff_ids(config))
-        )
-        _write(packed.blob(Descriptor.of(published, oci.CONFIG)), published)
+            raise self._unwritable(error) from error
         return packed
+
+    def _unwritable(self, error: OSError) -> OutsideError:
+        return OutsideError(
+            f"{self._folder} can't be written: {error.strerror or error}", hint="is there room?"
+        )
 
     def _unpack(
         self, engine: Engine, reference: str, on_progress: Callable[[str], None]
@@ -175,6 +179,8 @@ class CachedImages:
                             search.feed(chunk)
                             copy.write(chunk)
                 except (OSError, EOFError, zlib.error) as error:
+                    if isinstance(error, OSError) and error.errno in _FULL:
+                        raise self._unwritable(error) from error
                     raise OutsideError(
                         f"{packed.blob(layer)} can't be read: {error}", hint="remove it, and try again"
                     ) from None
@@ -193,6 +199,7 @@ class CachedImages:
         _write(path, json.dumps({"schemaVersion": 2, "manifests": [*entries, entry]}).encode())
 
 
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _NAME: Final = "org.opencontainers.image.ref.name"
 
 

@@ -239,6 +239,8 @@ def publish(
                 for statement in said[number]:
                     _attach(statement, cell, repository, registry, signer, activity)
                 registry.push_manifest(repository.name, index)
+        for index in indexes:
+            _check_whole(index, repository, registry)
     fixed, moving, kept = _moves(cells, indexes, repository, registry)
     if not dry_run:
         for move in unmoved(fixed):
@@ -301,6 +303,29 @@ def _send(
     activity.update("manifest")
     registry.push_manifest(repository.name, cell.manifest)
     return sent
+
+
+def _check_whole(index: Manifest, repository: Repository, registry: Registry) -> None:
+    """Look once more at all that a tag is about to mean, also at platforms that another machine published.
+
+    Raises OutsideError where a part is missing or is something else.
+    """
+    for entry in index.entries:
+        what = f"{repository}@{entry.digest} for {entry.platform}"
+        try:
+            image = registry.manifest(repository.name, entry.digest)
+            missing = [
+                blob for blob in (image.config, *image.layers) if not registry.has_blob(repository.name, blob)
+            ]
+        except oci.NotOci as error:
+            raise OutsideError(
+                f"{what} is no image: {error}", hint="remove the tag there, and publish it anew"
+            ) from None
+        if missing:
+            raise OutsideError(
+                f"{what} lacks {missing[0].digest}, so no tag has changed",
+                hint="publish it again from where it was built: what is missing is sent",
+            )
 
 
 def _progress(activity: Activity, doing: str, size: int) -> Callable[[int], None]:

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from llama_images import oci
+from llama_images.adapters.docker import DockerEngine
 from llama_images.adapters.image_store import CachedImages
 from llama_images.adapters.process import SystemPrograms
 from llama_images.adapters.registry_client import RegistryClient
@@ -184,7 +185,33 @@ def test_platforms_join_in_one_index_one_after_the_other(press: Press, cells: li
             "linux/arm64": other.manifest.digest,
         }
     assert {tag.change for tag in result.tags} == {"moves"}
-    assert verification(press, "cpu").problems == ()
+    found = verification(press, "cpu")
+    assert found.problems == ()
+    platforms = dict(found.lines)["platforms"]
+    assert re.fullmatch(r"linux/amd64 sha256:\S+, \S+ MB; linux/arm64 sha256:\S+, \S+ MB", platforms)
+
+
+@pytest.mark.engine
+def test_an_engine_pulls_the_image_of_its_platform(
+    press: Press, host: str, cells: list[Cell], docker_engine: DockerEngine
+) -> None:
+    """By one tag; images of the other platform can be pulled here, and not run."""
+    press.publish(cells[:1])
+    press.publish([arm(cells[0])])
+    reference = f"{host}/{press.repository.name}:cpu"
+    programs = SystemPrograms()
+    for platform in ("linux/arm64", "linux/amd64"):
+        try:
+            pulled = programs.run(
+                ["docker", "pull", "--quiet", "--platform", platform, reference], timeout=120
+            )
+            assert pulled.returncode == 0, pulled.error_text
+            found = programs.run(
+                ["docker", "image", "inspect", "--format", "{{.Os}}/{{.Architecture}}", reference], timeout=30
+            )
+            assert found.text.strip() == platform
+        finally:
+            docker_engine.remove_tag(reference)
 
 
 def test_evidence_that_comes_later_takes_the_mark_off(press: Press, cells: list[Cell]) -> None:
@@ -461,6 +488,45 @@ def test_a_full_disk_stops_it_and_room_lets_it_go_on(press: Press, tmp_path: Pat
             assert verification(small, "cpu").problems == ()
     finally:
         subprocess.run(["umount", str(store)], check=True)
+
+
+def test_a_full_disk_on_this_side_is_named_too(press: Press) -> None:
+    folder = press.house.cache / "oci"
+    folder.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if os.geteuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("a file system of 1 MB can't be mounted here")
+    try:
+        press.build("cpu", files={"app/weights": secrets.token_hex(2 << 20)})
+        with pytest.raises(OutsideError, match=r"oci can't be written: No space left on device$"):
+            press.prepare("cpu")
+        subprocess.run(["mount", "-o", "remount,size=16m", str(folder)], check=True)
+        assert len(press.prepare("cpu")) == 1
+        # Packed by now; to look into its layers takes room once more.
+        (folder / "of somebody else").write_bytes(bytes(12 << 20))
+        with pytest.raises(OutsideError, match=r"oci can't be written: No space left on device$"):
+            press.prepare("cpu")
+        assert not list(folder.glob("*-*/*"))
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_part_of_another_platform_that_is_gone_stops_the_tags(
+    press: Press, front: Proxy, cells: list[Cell]
+) -> None:
+    """A tag is never moved to an index of which something is missing, whoever published it."""
+    (first,) = press.publish(cells[:1])
+    config = cells[0].manifest.config.digest
+    front.faults.append(Fault("HEAD", config, status=404, times=99))
+    with pytest.raises(
+        OutsideError, match=rf"for linux/amd64 lacks {config}, so no tag has changed"
+    ) as caught:
+        press.publish([arm(cells[0])])
+    assert caught.value.hint
+    assert {press.tag(tag) for tag in cells[0].tags.all} == {first.index}
+    front.faults.clear()
+    (joined,) = press.publish([arm(cells[0])])
+    assert {press.tag(tag) for tag in cells[0].tags.all} == {joined.index} != {first.index}
 
 
 def second_version(press: Press) -> list[Cell]:
