@@ -82,8 +82,8 @@ def said(capfd: pytest.CaptureFixture[str]) -> Say:
 
 
 def publish(place: Place, **options: object) -> None:
-    fields = {"arch": ["cpu"], "flavor": [], "evidence": [], "mount_from": [], "engine": "docker"}
-    tasks.publish(Context(), **fields, registry=place.repository, key=str(place.private), **options)
+    fields = {"arch": ["cpu"], "flavor": [], "evidence": [], "mount_from": [], "engine": "docker", **options}
+    tasks.publish(Context(), **fields, registry=place.repository, key=str(place.private))
 
 
 def test_from_a_build_to_a_verified_run(
@@ -130,6 +130,31 @@ def test_from_a_build_to_a_verified_run(
     again = said()
     assert re.findall(r"linux/[a-z0-9]+: (sha256:[0-9a-f]{64})", again) == digests
     assert "as it is" in again
+
+
+def test_what_invoke_test_writes_lets_an_image_be_published(
+    place: Place, reference: str, said: Say, shop: Workshop, tmp_path: Path
+) -> None:
+    folder = tmp_path / "evidence"
+    tasks.run_tests(Context(), arch=["cpu"], flavor=[], case=[], engine="docker", out=str(folder))
+    (document,) = folder.glob("*.json")
+    cases = json.loads(document.read_text("utf-8"))["cases"]
+    ran = [case for case in cases if case["status"] != "skipped"]
+    assert ran
+    publish(place, evidence=[str(document)])
+    assert "marked as untested" not in said()
+    tasks.verify(Context(), f"{place.repository}:cpu", key=str(place.public))
+    counted = rf"^tested +{len(ran)} cases passed(, \d+ skipped)?, on the CPU$"
+    assert re.search(counted, said(), re.MULTILINE)
+
+    tasks.run_tests(
+        Context(), arch=["cpu"], flavor=[], case=["chat"], engine="docker", out=str(tmp_path / "few")
+    )
+    (few,) = (tmp_path / "few").glob("*.json")
+    with pytest.raises(SystemExit) as caught:
+        publish(place, evidence=[str(few)])
+    assert caught.value.code == 1
+    assert "only some cases were chosen: chat" in said()
 
 
 def test_a_built_image_holds_nothing_secret(reference: str, said: Say, shop: Workshop) -> None:
