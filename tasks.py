@@ -985,6 +985,7 @@ def demo(c: Context, repo: str = "", engine: str = "") -> None:
 def scan(c: Context, arch: list[str], flavor: list[str], base: str = "", engine: str = "") -> None:
     """Search built images for secrets, layer by layer; let installed scanners read what they hold."""
     shop = _workshop()
+    _check_words(shop, arch, flavor, base or None)
     chosen = _engine(shop, engine or None)
     made = _plan_for(shop, arch, flavor, base or None, chosen.info().platform)
     store = CachedImages(shop.cache / "oci")
@@ -1037,7 +1038,9 @@ def publish(
     if not registry:
         raise UsageError("no --registry given", hint=f"name one: {_REGISTRY_HELP['registry']}")
     repository = parse_repository(registry)
+    _check_words(shop, arch, flavor, base or None)
     signer = None if dry_run else load_signer(Path(key) if key else None, shop.environment)
+    given = read_evidence(shop, [Path(file) for file in evidence])
     chosen = _engine(shop, engine or None)
     # The engine may hold images of another platform, from a builder beside it.
     own = chosen.info().platform
@@ -1047,7 +1050,7 @@ def publish(
         chosen,
         _plan_for(shop, arch, flavor, base or None, platform),
         CachedImages(shop.cache / "oci"),
-        evidence=read_evidence(shop, [Path(file) for file in evidence]),
+        evidence=given,
         allow_untested=allow_untested,
     )
     results = run_publish(

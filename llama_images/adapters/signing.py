@@ -168,7 +168,7 @@ def load_signer(path: Path | None, environment: Mapping[str, str]) -> KeySigner:
 
 def load_verifier(path: Path | None, environment: Mapping[str, str]) -> KeyVerifier:
     """The public key in a file, or that of the private key in it. Raises UsageError."""
-    data, where = _key_bytes(path, environment)
+    data, where = _key_bytes(path, environment, "the publisher's public key is meant")
     if b"PRIVATE KEY" in data:
         return load_signer(path, environment).verifier
     try:
@@ -185,12 +185,13 @@ def load_verifier(path: Path | None, environment: Mapping[str, str]) -> KeyVerif
     raise UsageError(f"{where} holds a key of another kind", hint="Ed25519 or ECDSA on P-256")
 
 
-def _key_bytes(path: Path | None, environment: Mapping[str, str]) -> tuple[bytes, str]:
+def _key_bytes(path: Path | None, environment: Mapping[str, str], hint: str = _HINT) -> tuple[bytes, str]:
+    """The key's text, and where it was; ``hint`` is for who gave none."""
     value = environment.get(KEY_VARIABLE, "")
     if path is None and value.lstrip().startswith("-----BEGIN"):
         return value.encode(), KEY_VARIABLE
     if path is None and not value:
-        raise UsageError("no key was given", hint=f"--key FILE or {KEY_VARIABLE}; {_HINT}")
+        raise UsageError("no key was given", hint=f"--key FILE or {KEY_VARIABLE}; {hint}")
     file = path or Path(value)
     try:
         return file.read_bytes(), str(file)

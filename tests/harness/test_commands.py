@@ -352,7 +352,10 @@ def test_what_is_no_number_is_wrong_use(tmp_path: Path, words: tuple[str, ...], 
         (["publish", "--arch", "cpu", "--registry", "me/x"], "'me/x' names no registry", "HOST/NAMESPACE"),
         (["publish", "--arch", "cpu", "--registry", "r.example/x"], "no key was given", "openssl genpkey"),
         (["verify", "me/x:latest"], "'me/x' names no registry", "HOST/NAMESPACE"),
-        (["verify", "r.example/x:sm120"], "no key was given", "LLAMA_IMAGES_KEY"),
+        (["publish", "--arch", "999", "--registry", "r.example/x"], "no such architecture", "portable"),
+        (["scan"], "no --arch given", "invoke matrix"),
+        (["scan", "--arch", "999"], "no such architecture", "portable"),
+        (["verify", "r.example/x:sm120"], "no key was given", "the publisher's public key"),
         (["verify", "r.example/x@sha256:12"], "what follows @ is no digest", "64 lower-case"),
         (["registry.prune"], "no --registry given", "HOST/NAMESPACE"),
         (["plan", "--arch", "cpu", "--platform", "linux/s390x"], "there is no such platform", "linux/amd64"),
@@ -361,7 +364,10 @@ def test_what_is_no_number_is_wrong_use(tmp_path: Path, words: tuple[str, ...], 
 def test_publishing_refuses_what_can_not_be_meant(
     tmp_path: Path, words: list[str], error: str, hint: str
 ) -> None:
-    assert_refused(invoke(tmp_path, *words, LLAMA_IMAGES_KEY=""), 2, error=error, hint=hint)
+    # No engine can mend it, so none is asked: the one that is named here is not there.
+    nowhere = f"unix://{tmp_path}/none.sock"
+    done = invoke(tmp_path, *words, LLAMA_IMAGES_KEY="", DOCKER_HOST=nowhere)
+    assert_refused(done, 2, error=error, hint=hint)
 
 
 def test_a_registry_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
