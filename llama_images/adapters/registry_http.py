@@ -208,9 +208,11 @@ class RegistryHttp:
                 answer = self._send(method, url, headers, data, self._authorization(url, scope))
             if answer.status_code != 401 or last:
                 break
-            if not self._answer_challenge(answer.headers.get("WWW-Authenticate", ""), scope, what):
-                break
-            answer.close()
+            with contextlib.ExitStack() as done:
+                done.callback(answer.close)
+                if not self._answer_challenge(answer.headers.get("WWW-Authenticate", ""), scope, what):
+                    done.pop_all()  # the answer is read below
+                    break
         if answer.status_code in accepted:
             if not stream:
                 with answer, self._reading():
