@@ -1,7 +1,7 @@
 """What a target is called in a registry. Pure.
 
 Two kinds of tags. A fixed one always means the same image, and says which: by the version of its source
-(``0.1.0-cuda13.0-sm120``) and by its commit and series (``10a2613aa-810fce1eb222-cuda13.0-sm120``, what the
+(``0.1.0-cuda13.0-sm120``) and by its commit and series (``10a2613aa-1e8d06814fc7-cuda13.0-sm120``, what the
 program's ``--version`` prints). A moving one is the newest: ``sm120``, ``portable``, ``latest``. Images of
 another flavor than the default have its name in front: ``stock-sm120``.
 """
