@@ -462,11 +462,14 @@ def patches_rebase(
     help={
         "worktree": "a work tree of your own; that of patches.rebase by default",
         "base": "the commit that its commits are on; that of the rebase, or the pin, by default",
+        "overwrite": "also undo what changed in patches/ since the rebase, and leave commits out",
         "source": _SERIES_HELP["source"],
     },
 )
 @_command
-def patches_export(c: Context, worktree: str = "", base: str = "", source: str = "") -> None:
+def patches_export(
+    c: Context, worktree: str = "", base: str = "", overwrite: bool = False, source: str = ""
+) -> None:
     """Write the commits of a work tree as the series: one patch a commit, the same bytes every time."""
     shop = _workshop()
     _, work = _series_adapters(shop)
@@ -477,6 +480,7 @@ def patches_export(c: Context, worktree: str = "", base: str = "", source: str =
         one,
         work_tree=Path(worktree).expanduser() if worktree else None,
         base=base or None,
+        overwrite=overwrite,
     )
     if done.base != one.commit:
         shop.reporter.warn(
@@ -485,6 +489,7 @@ def patches_export(c: Context, worktree: str = "", base: str = "", source: str =
     count = counted(len(done.series.patches), "patch", "patches")
     where = f"patches/{done.series.name}"
     if done.is_changed:
+        shop.reporter.line(f"{where}: {done.change}")
         shop.reporter.line(f"{where}: {count} written, from {done.path}; run invoke render")
     else:
         shop.reporter.line(f"{where}: {count}, no change")

@@ -26,10 +26,12 @@ from llama_images.series_ports import (
     ListedPatch,
     Rebase,
     Revision,
+    SeriesChange,
     SeriesFolders,
     SeriesTrees,
     SeriesWork,
     WorkCommit,
+    WorkCommits,
 )
 from llama_images.words import counted
 from llama_images.workflows.series_compile import Tools, compile_tree, find_tools, result_key
@@ -254,8 +256,13 @@ class Exported:
     """The work tree."""
     base: str
     """The commit that the series goes on."""
-    is_changed: bool
-    """Whether patches/ is another than before."""
+    change: SeriesChange
+    """What it did to patches/."""
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether patches/ is another than before."""
+        return bool(str(self.change))
 
 
 def export_series(
@@ -265,8 +272,12 @@ def export_series(
     *,
     work_tree: Path | None,
     base: str | None,
+    overwrite: bool = False,
 ) -> Exported:
     """Write the commits of a work tree as the series of a source.
+
+    Unless told to ``overwrite``, raises UsageError where that would undo what changed in patches/ after a
+    rebase had made the work tree, or leave out commits that the work tree holds.
 
     Raises UsageError for a commit that can't be carried: empty, with an incomplete header, outside the paths
     of the build, or of another form than a patch may have. What is written was applied before, and gave the
@@ -278,9 +289,29 @@ def export_series(
         )
         series = PatchSeries(name=source.series, patches=patches)
         _prove(found.commits, found.applied(series))
-        changed = folders.replace(series, source=source.name)
+        change = folders.compare(series, source=source.name)
+        if not overwrite:
+            _refuse_loss(found, series, change)
+        folders.replace(series, source=source.name)
         found.exported(series)
-        return Exported(series=series, path=found.path, base=found.base, is_changed=changed)
+        return Exported(series=series, path=found.path, base=found.base, change=change)
+
+
+def _refuse_loss(found: WorkCommits, series: PatchSeries, change: SeriesChange) -> None:
+    """Raise UsageError where writing the series would undo, or leave out, what its user may not think of."""
+    if not str(change):
+        return
+    folder = f"patches/{series.name}"
+    if found.left_out is not None:
+        raise UsageError(
+            f"{found.path}: {found.left_out}: left out of {folder} ({change})",
+            hint="git switch BRANCH, without --base, takes all; patches.export --overwrite leaves them out.",
+        )
+    if found.known and change.digest is not None and change.digest not in found.known:
+        raise UsageError(
+            f"{folder} was changed after {found.path} was made, and that would be lost ({change})",
+            hint="Do the same in the work tree first; invoke patches.export --overwrite goes on without it.",
+        )
 
 
 def _as_patch(source: Source, number: int, commit: WorkCommit) -> Patch:
