@@ -130,6 +130,8 @@ class Rebase:
     """Patches of which nothing was left: the new commit does it already."""
     skipped: tuple[str, ...]
     """Patches that the user left out."""
+    emptied: tuple[str, ...] = ()
+    """Patches that conflicted, and of which the user kept nothing."""
     conflict: Conflict | None
     """What waits for the user; ``None`` where the rebase is done."""
 

@@ -301,7 +301,7 @@ class GitSeriesWork:
             )
         head = work.head()
         if head == state.head:
-            return state.done("absorbed", head)
+            return state.done("emptied", head)
         if work.run(["merge-base", "--is-ancestor", state.head, head]).returncode == 0:
             for path in work.untracked(*work.source.paths):
                 self._reporter.warn(f"{path} is not part of any commit (git add puts it into one)")
@@ -336,5 +336,6 @@ def _report(work: WorkTree, state: RebaseState, conflict: Conflict | None) -> Re
         kept=state.names("kept"),
         absorbed=state.names("absorbed"),
         skipped=state.names("skipped"),
+        emptied=state.names("emptied"),
         conflict=conflict,
     )

@@ -222,6 +222,7 @@ def rebase_report(source: Source, rebase: Rebase) -> str:
     ]
     lines += [f"absorbed, nothing is left of it: {name}" for name in rebase.absorbed]
     lines += [f"left out: {name}" for name in rebase.skipped]
+    lines += [f"left out (nothing of it was kept): {name}" for name in rebase.emptied]
     lines += ["", "Next:", f"  invoke patches.export      writes them to patches/{source.series}"]
     if onto.commit != source.commit:
         lines += [f"  sources.{source.name} in matrix.yaml:", *_matrix_lines(onto)]

@@ -223,12 +223,19 @@ def test_a_step_that_was_given_up_with_git_is_done_anew(bench: Bench, series: Pa
     assert bench.work.resume(bench.source, skip=False).kept == (A, B, C)
 
 
-def test_a_patch_of_which_nothing_is_left_is_absorbed(bench: Bench, series: PatchSeries) -> None:
+def test_a_patch_of_which_nothing_was_kept_is_not_called_absorbed(bench: Bench, series: PatchSeries) -> None:
     stopped(bench, series)
     git(bench.path, "checkout", "--quiet", "HEAD", "--", "src/a.cpp")
     git(bench.path, "rm", "--quiet", "--force", "src/new.cpp")
     done = bench.work.resume(bench.source, skip=False)
-    assert (done.kept, done.absorbed) == ((A, C), (B,))
+    assert (done.kept, done.absorbed, done.emptied) == ((A, C), (), (B,))
+
+
+def test_a_patch_that_was_skipped_with_git_is_not_called_absorbed(bench: Bench, series: PatchSeries) -> None:
+    stopped(bench, series)
+    git(bench.path, "rebase", "--skip")
+    done = bench.work.resume(bench.source, skip=False)
+    assert (done.kept, done.absorbed, done.emptied) == ((A, C), (), (B,))
 
 
 def test_a_patch_can_be_left_out(bench: Bench, series: PatchSeries) -> None:

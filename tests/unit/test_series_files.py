@@ -270,10 +270,10 @@ def test_a_state_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 def test_a_state_counts_what_is_done() -> None:
     state = STATE
-    for result in ("kept", "absorbed", "skipped"):
+    for result in ("kept", "absorbed", "emptied"):
         assert state.pick is not None
         state = replace(state, is_stopped=True).done(result, f"after {state.pick.name}")
         assert not state.is_stopped
     assert state.pick is None
     assert state.head == "after 0003-x.patch"
-    assert state.names("absorbed") == ("0002-x.patch",)
+    assert (state.names("absorbed"), state.names("emptied")) == (("0002-x.patch",), ("0003-x.patch",))

@@ -489,10 +489,12 @@ def rebase(**other: object) -> Rebase:
 def test_a_finished_rebase_says_what_to_write_where(house: House) -> None:
     source = house.shop().matrix.sources["pr24423"]
     raise_for_conflict(source, rebase())
-    text = rebase_report(source, rebase(absorbed=("0002-b.patch",), skipped=("0003-c.patch",)))
+    found = rebase(absorbed=("0002-b.patch",), skipped=("0003-c.patch",), emptied=("0004-d.patch",))
+    text = rebase_report(source, found)
     for line in (
         "absorbed, nothing is left of it: 0002-b.patch",
         "left out: 0003-c.patch",
+        "left out (nothing of it was kept): 0004-d.patch",
         f"    commit: {'c' * 40}",
         f"    tree: {'d' * 40}",
         "    build_number: 9886",
