@@ -48,10 +48,12 @@ class CheckedPatch:
     name: str
     problems: tuple[str, ...]
     compiled: CompileState
+    is_tried: bool = True
+    """Whether it was applied, or found not to; not so where one before it can't be."""
 
     @property
     def passed(self) -> bool | None:
-        """``None`` where nothing was found and it was not compiled."""
+        """``None`` where nothing was found and it was not tried, or not compiled."""
         if self.problems:
             return False
         return True if self.compiled in ("compiled", "known") else None
@@ -113,16 +115,17 @@ def _look(
         problems = [*_header_problems(patch), *_path_problems(source, patch)]
         if (line := conflict_line(patch)) is not None:
             problems.append(f"line {line} adds a conflict marker")
-        if index < len(applied):
+        is_tried = index < len(applied)
+        if is_tried:
             step = applied[index]
             if step.problem is not None:
                 problems.append(f"does not apply: {step.problem}")
             problems += [f"is not exact: {moved}" for moved in step.moved]
             if step.problem is None and not step.moved:
                 problems += _form_problems(index + 1, patch, step.diff)
-        else:
-            problems.append("not tried, since one before it can't be applied")
-        checked.append(CheckedPatch(name=patch.name, problems=tuple(problems), compiled=state))
+        checked.append(
+            CheckedPatch(name=patch.name, problems=tuple(problems), compiled=state, is_tried=is_tried)
+        )
     return tuple(checked)
 
 
@@ -188,11 +191,16 @@ def _compile_each(
 
 def raise_for(checked: Sequence[CheckedSeries]) -> None:
     """Raise CheckFailed where a patch has a problem, or else OutsideError where none could be compiled."""
-    bad = [one.name for series in checked for one in series.patches if one.problems]
+    every = [one for series in checked for one in series.patches]
+    bad = sum(bool(one.problems) for one in every)
+    untried = sum(not one.problems and not one.is_tried for one in every)
     if bad:
+        more = f", {untried} not tried" if untried else ""
         raise CheckFailed(
-            f"{counted(len(bad), 'patch', 'patches')} with problems: {', '.join(bad)}",
-            hint="the table above says which",
+            f"{counted(bad, 'patch', 'patches')} with problems{more}",
+            hint="Mend the first one that does not apply; those after it are tried then."
+            if untried
+            else None,
         )
     for series in checked:
         if series.compile_error is not None:
