@@ -208,10 +208,12 @@ def test_a_path_that_the_commit_has_not_is_told(
 def test_a_series_that_does_not_apply_to_its_own_pin_is_named(bench: Bench, series: PatchSeries) -> None:
     second = series.patches[1]
     alone = make_series("small", [(second.name, second.text)])
-    with pytest.raises(
-        CheckFailed, match=rf"patches/small/{second.name} does not apply to {bench.source.commit[:12]}: "
-    ):
-        bench.trees.compare(bench.source, alone, repo=bench.repo, onto="main")
+    for run in (bench.trees.compare, bench.work.start):
+        with pytest.raises(CheckFailed) as caught:
+            run(bench.source, alone, repo=bench.repo, onto="main")
+        pin = bench.source.commit[:12]
+        assert caught.value.message.startswith(f"patches/small/{second.name} does not apply to {pin}: ")
+        assert "sources.small.commit in matrix.yaml is not the one" in str(caught.value.hint)
 
 
 # --- which commit ---
