@@ -254,6 +254,7 @@ def _commit(scratch: Scratch, parent: str, commit: str) -> WorkCommit:
     name = f"commit {commit[:12]}"
     raw = decode_text(scratch.read(["cat-file", "commit", commit]), name=name)
     listed = scratch.read(["diff-tree", "-r", "-z", "--name-only", "--no-renames", parent, commit])
+    _refuse_binary(scratch, parent, commit, name)
     return WorkCommit(
         commit=commit,
         message=raw.partition("\n\n")[2],
@@ -261,3 +262,26 @@ def _commit(scratch: Scratch, parent: str, commit: str) -> WorkCommit:
         paths=tuple(path for path in listed.decode("utf-8", "replace").split("\0") if path),
         diff=scratch.diff(parent, commit, name=name),
     )
+
+
+def _refuse_binary(scratch: Scratch, parent: str, commit: str, name: str) -> None:
+    """Raise UsageError with the first file whose change is no text: such a diff does not name it."""
+    counts = scratch.read(["diff-tree", "-r", "-z", "--numstat", "--no-renames", parent, commit])
+    is_all_text = _is_text(scratch.raw_diff(parent, commit))
+    for record in filter(None, counts.split(b"\0")):
+        added, removed, path = record.split(b"\t", 2)
+        # git takes a file for text whose first part has no zero byte; a picture may have none at all.
+        is_binary = added == removed == b"-"
+        if is_binary or not (is_all_text or _is_text(scratch.raw_diff(parent, commit, os.fsdecode(path)))):
+            what = "is binary" if is_binary else "is binary, or in another encoding than UTF-8"
+            raise UsageError(
+                f"{name}: {path.decode('utf-8', 'replace')} {what}; a patch can't carry it",
+                hint="Take it out of the commit: git rebase -i in the work tree.",
+            )
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        return "\0" not in data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False

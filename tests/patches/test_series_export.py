@@ -399,6 +399,12 @@ def binary(path: Path) -> None:
     commit(path)
 
 
+def late_zero(path: Path) -> None:
+    """git looks for a zero byte in the first 8,000 only."""
+    (path / "src/x.bin").write_bytes(b"a\n" * 5000 + b"\0\n")
+    commit(path, a=changed(line5="five"))
+
+
 def latin(path: Path) -> None:
     (path / "src/x.cpp").write_bytes(b"\xe9\n")
     commit(path)
@@ -437,8 +443,9 @@ def elsewhere(path: Path) -> None:
         (lambda path: commit(path, new=" \tx\n"), "commit {head}: 0001-a-by-hand.patch does not apply"),
         (renamed, "commit {head} (a: by hand) can't be carried: "),
         (linked, "commit {head} (a: by hand) can't be carried: "),
-        (binary, "commit {head} (a: by hand) can't be carried: "),
-        (latin, "commit {head}:"),
+        (binary, "commit {head}: src/x.png is binary; a patch can't carry it"),
+        (late_zero, "commit {head}: src/x.bin is binary, or in another encoding than UTF-8; a patch can't"),
+        (latin, "commit {head}: src/x.cpp is binary, or in another encoding than UTF-8; a patch can't"),
         (
             lambda path: commit(path, a=changed(line5="<<<<<<< HEAD")),
             "commit {head} (a: by hand) can't be carried: 0001-a-by-hand.patch:21: a conflict marker",
@@ -448,7 +455,7 @@ def elsewhere(path: Path) -> None:
     ids=[
         *("nothing", "untracked", "unstaged", "staged", "merge", "rebase", "cherry-pick", "incomplete"),
         *("no-message", "tag", "cut-body", "outside", "empty", "white-space", "no-newline", "crlf"),
-        *("space-before-tab", "odd-name", "symlink", "binary", "latin-1", "marker", "unrelated"),
+        *("space-before-tab", "odd-name", "symlink", "binary", "late-zero", "latin-1", "marker", "unrelated"),
     ],
 )
 def test_what_can_not_be_a_series_is_named_and_nothing_is_written(
