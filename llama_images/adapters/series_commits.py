@@ -208,10 +208,14 @@ def _untracked(git: Git, source: Source, place: _Place) -> list[str]:
 
 def _base(git: Git, source: Source, place: _Place, state: RebaseState | None, base: str | None) -> str:
     """The commit that the patches go on: as told, as rebased, or the pin."""
-    wanted = base or (state.onto.commit if state is not None else source.commit)
-    hint = f"--base names the commit that your commits are on; without it that is the pin, {source.commit}."
+    default = state.onto.commit if state is not None else source.commit
+    wanted = base or default
+    hint = f"--base names the commit that your commits are on; without it that is {default[:12]}."
     try:
         found = _word(git, place, "rev-parse", "--verify", "--end-of-options", f"{wanted}^{{commit}}")
+    except DamagedError:
+        raise UsageError(f"no such commit or ref in {place.path}: {wanted}", hint=hint) from None
+    try:
         _read(git, place, ["merge-base", "--is-ancestor", found, "HEAD"])
     except DamagedError:
         raise UsageError(f"{place.path}: HEAD is not on top of {wanted}", hint=hint) from None

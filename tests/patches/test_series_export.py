@@ -494,8 +494,10 @@ def test_what_is_no_work_tree_is_wrong_use(
 
 def test_an_unknown_base_is_wrong_use(bench: Bench, clone: Path, patches: Path) -> None:
     commit(clone, a="x\n")
-    with pytest.raises(UsageError, match="HEAD is not on top of nosuch"):
+    with pytest.raises(UsageError) as caught:
         export(bench, patches, clone, base="nosuch")
+    assert caught.value.message == f"no such commit or ref in {clone}: nosuch"
+    assert bench.source.commit[:12] in str(caught.value.hint)
 
 
 def test_without_a_work_tree_there_is_nothing_to_export(bench: Bench, patches: Path) -> None:
