@@ -48,7 +48,7 @@ from llama_images.adapters.series_work import GitSeriesWork
 from llama_images.adapters.signing import KEY_VARIABLE, load_signer, load_verifier
 from llama_images.adapters.upstreams import PublicUpstreams
 from llama_images.bench import Hardware
-from llama_images.errors import CheckFailed, LlamaImagesError, UsageError
+from llama_images.errors import CheckFailed, Interrupted, LlamaImagesError, UsageError
 from llama_images.evidence import TOO_FEW_GPUS, Evidence
 from llama_images.matrix import FLAVORS, Source, load_matrix
 from llama_images.models import choose_model
@@ -136,8 +136,9 @@ def _command(body: Callable[..., None]) -> Callable[..., None]:
             if error.hint:
                 print(f"hint: {error.hint}", file=sys.stderr)
             raise SystemExit(error.exit_code) from None
-        except KeyboardInterrupt:
-            print("interrupted; what was finished stays, run the same command to go on", file=sys.stderr)
+        except KeyboardInterrupt as stop:
+            left = "what was finished stays, run the same command to go on"
+            print(f"interrupted; {stop.message if isinstance(stop, Interrupted) else left}", file=sys.stderr)
             raise SystemExit(130) from None
         except BrokenPipeError:
             # The reader of our output has gone (`invoke matrix | head`): nothing is left to say, and what the

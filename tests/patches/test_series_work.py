@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_images.errors import LlamaImagesError, OutsideError, UsageError
+from llama_images.errors import Interrupted, LlamaImagesError, OutsideError, UsageError
 from llama_images.patch_series import PatchSeries
 from llama_images.series_ports import Conflict
 from tests.patches.seen import Watched
@@ -410,8 +410,9 @@ def test_ctrl_c_in_a_step_leaves_what_the_same_command_goes_on_with(
     bench: Bench, series: PatchSeries, undisturbed: str, moment: str, nth: int
 ) -> None:
     programs = Watched(**{moment: At("rebase", nth)})
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:
         bench.with_programs(programs).work.start(bench.source, series, repo=bench.repo, onto="clear")
+    assert not isinstance(caught.value, Interrupted)  # something is there, and stays
     done = bench.work.start(bench.source, series, repo=bench.repo, onto="clear")
     assert done.kept == (A, B, C)
     assert head(bench) == undisturbed
@@ -425,7 +426,7 @@ def test_ctrl_c_before_the_first_step_leaves_nothing(
     with bench.trees.applied(bench.source, series, repo=bench.repo):
         pass
     interrupted = bench.with_programs(Watched(after=At(word, 1)))
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted, match="there is no work tree yet; the same command begins it again"):
         interrupted.work.start(bench.source, series, repo=bench.repo, onto="clear")
     assert [path.name for path in (bench.cache / "series").iterdir()] == ["small.lock"]
     bench.work.start(bench.source, series, repo=bench.repo, onto="clear")
