@@ -342,7 +342,7 @@ def _series_adapters(shop: Workshop) -> tuple[GitSeriesTrees, GitSeriesWork]:
 
 _SERIES_HELP = {
     "repo": f"a clone that holds the pinned commit, or a URL; {REPO_VARIABLE} gives the same",
-    "source": "a source of the matrix; the default one without, and for check all of them",
+    "source": "a source of the matrix; the default one without",
 }
 
 
@@ -359,6 +359,7 @@ def _number(value: str, option: str) -> int | None:
     help={
         **_SERIES_HELP,
         **_JSON_HELP,
+        "source": "a source of the matrix; all of them without",
         "compile": "compile the tree after each patch (on by default)",
         "jobs": "compilers at once; as many as cores and memory allow by default",
     },
