@@ -6,7 +6,7 @@ import datetime as dt
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 if TYPE_CHECKING:
     from llama_images.errors import UsageError
@@ -149,6 +149,9 @@ class WorkCommit:
     """What ``git diff-tree -p`` prints; empty for an empty commit."""
 
 
+_FEW: Final = 4
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SeriesChange:
     """What writing a series would do to its folder: names of files, sorted."""
@@ -162,8 +165,18 @@ class SeriesChange:
 
     def __str__(self) -> str:
         """``1 changed: 0002-b.patch; 1 added: 0003-c.patch``; empty where nothing changes."""
+        return "; ".join(f"{len(names)} {what}: {', '.join(names)}" for what, names in self._groups())
+
+    def brief(self) -> str:
+        """The same for an error, of which the names are a part only where they are few."""
+        groups = self._groups()
+        if sum(len(names) for _, names in groups) <= _FEW:
+            return str(self)
+        return ", ".join(f"{len(names)} {what}" for what, names in groups)
+
+    def _groups(self) -> list[tuple[str, tuple[str, ...]]]:
         groups = (("changed", self.changed), ("added", self.added), ("removed", self.removed))
-        return "; ".join(f"{len(names)} {what}: {', '.join(names)}" for what, names in groups if names)
+        return [(what, names) for what, names in groups if names]
 
 
 class WorkCommits(Protocol):

@@ -313,12 +313,12 @@ def _refuse_loss(found: WorkCommits, series: PatchSeries, change: SeriesChange) 
     folder = f"patches/{series.name}"
     if found.left_out is not None:
         raise UsageError(
-            f"{found.path}: {found.left_out}: left out of {folder} ({change})",
+            f"{found.path}: {found.left_out}: left out of {folder} ({change.brief()})",
             hint="git switch BRANCH, without --base, takes all; patches.export --overwrite leaves them out.",
         )
     if found.known and change.digest is not None and change.digest not in found.known:
         raise UsageError(
-            f"{folder} was changed after {found.path} was made, and that would be lost ({change})",
+            f"{folder} was changed after {found.path} was made, and that would be lost ({change.brief()})",
             hint="Do the same in the work tree first; invoke patches.export --overwrite goes on without it.",
         )
 

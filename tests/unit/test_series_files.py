@@ -91,6 +91,9 @@ def test_what_would_change_is_told_and_not_done(tmp_path: Path) -> None:
     assert str(change) == (
         "1 changed: 0001-a-one.patch; 1 added: 0002-b-other.patch; 1 removed: 0002-a-two.patch"
     )
+    assert change.brief() == str(change)
+    many = folders.compare(series("b: one", "b: two", "b: three"), source="pr1")
+    assert many.brief() == "3 added, 2 removed"
     assert (tmp_path / "pr1/0001-a-one.patch").read_text() == "edited\n"
     folders.replace(first, source="pr1")
     listed = tmp_path / "pr1" / "series"
