@@ -48,7 +48,7 @@ from llama_images.adapters.series_work import GitSeriesWork
 from llama_images.adapters.signing import KEY_VARIABLE, load_signer, load_verifier
 from llama_images.adapters.upstreams import PublicUpstreams
 from llama_images.bench import Hardware
-from llama_images.errors import CheckFailed, LlamaImagesError, UsageError
+from llama_images.errors import CheckFailed, Interrupted, LlamaImagesError, UsageError
 from llama_images.evidence import TOO_FEW_GPUS, Evidence
 from llama_images.matrix import FLAVORS, Source, load_matrix
 from llama_images.models import choose_model
@@ -136,8 +136,9 @@ def _command(body: Callable[..., None]) -> Callable[..., None]:
             if error.hint:
                 print(f"hint: {error.hint}", file=sys.stderr)
             raise SystemExit(error.exit_code) from None
-        except KeyboardInterrupt:
-            print("interrupted; what was finished stays, run the same command to go on", file=sys.stderr)
+        except KeyboardInterrupt as stop:
+            left = "what was finished stays, run the same command to go on"
+            print(f"interrupted; {stop.message if isinstance(stop, Interrupted) else left}", file=sys.stderr)
             raise SystemExit(130) from None
         except BrokenPipeError:
             # The reader of our output has gone (`invoke matrix | head`): nothing is left to say, and what the
@@ -341,7 +342,7 @@ def _series_adapters(shop: Workshop) -> tuple[GitSeriesTrees, GitSeriesWork]:
 
 _SERIES_HELP = {
     "repo": f"a clone that holds the pinned commit, or a URL; {REPO_VARIABLE} gives the same",
-    "source": "a source of the matrix; the default one without, and for check all of them",
+    "source": "a source of the matrix; the default one without",
 }
 
 
@@ -358,6 +359,7 @@ def _number(value: str, option: str) -> int | None:
     help={
         **_SERIES_HELP,
         **_JSON_HELP,
+        "source": "a source of the matrix; all of them without",
         "compile": "compile the tree after each patch (on by default)",
         "jobs": "compilers at once; as many as cores and memory allow by default",
     },
@@ -462,11 +464,14 @@ def patches_rebase(
     help={
         "worktree": "a work tree of your own; that of patches.rebase by default",
         "base": "the commit that its commits are on; that of the rebase, or the pin, by default",
+        "overwrite": "also undo what changed in patches/ since the rebase, and leave commits out",
         "source": _SERIES_HELP["source"],
     },
 )
 @_command
-def patches_export(c: Context, worktree: str = "", base: str = "", source: str = "") -> None:
+def patches_export(
+    c: Context, worktree: str = "", base: str = "", overwrite: bool = False, source: str = ""
+) -> None:
     """Write the commits of a work tree as the series: one patch a commit, the same bytes every time."""
     shop = _workshop()
     _, work = _series_adapters(shop)
@@ -477,6 +482,7 @@ def patches_export(c: Context, worktree: str = "", base: str = "", source: str =
         one,
         work_tree=Path(worktree).expanduser() if worktree else None,
         base=base or None,
+        overwrite=overwrite,
     )
     if done.base != one.commit:
         shop.reporter.warn(
@@ -485,6 +491,7 @@ def patches_export(c: Context, worktree: str = "", base: str = "", source: str =
     count = counted(len(done.series.patches), "patch", "patches")
     where = f"patches/{done.series.name}"
     if done.is_changed:
+        shop.reporter.line(f"{where}: {done.change}")
         shop.reporter.line(f"{where}: {count} written, from {done.path}; run invoke render")
     else:
         shop.reporter.line(f"{where}: {count}, no change")

@@ -41,5 +41,14 @@ class OutsideError(LlamaImagesError):
     exit_code = 3
 
 
+class Interrupted(KeyboardInterrupt):
+    """The user broke something off that leaves less behind than a command does that goes on where it was."""
+
+    def __init__(self, message: str) -> None:
+        """``message`` says what stays, and what the same command does next time."""
+        super().__init__(message)
+        self.message = message
+
+
 class TimedOut(OutsideError):
     """A program outlived the time that it was given, and was ended."""

@@ -94,10 +94,7 @@ class PatchSeries:
     @property
     def digest(self) -> str:
         """SHA-256 over the ordered names and hashes, hexadecimal: changes with any byte, name or order."""
-        total = hashlib.sha256()
-        for patch in self.patches:
-            total.update(f"{patch.name}\0{patch.sha256}\n".encode())
-        return total.hexdigest()
+        return series_digest((patch.name, patch.sha256) for patch in self.patches)
 
     @property
     def short(self) -> str:
@@ -422,6 +419,14 @@ class _Reader:
         if self.lines[self.at - 1].startswith("+"):
             self.refuse("an added line has no newline", "End the changed file with a newline.")
         self.at += 1
+
+
+def series_digest(patches: Iterable[tuple[str, str]]) -> str:
+    """SHA-256 of a series, from the file names and SHA-256 of its patches in order; all hexadecimal."""
+    total = hashlib.sha256()
+    for name, sha256 in patches:
+        total.update(f"{name}\0{sha256}\n".encode())
+    return total.hexdigest()
 
 
 def is_within(path: str, roots: Iterable[str]) -> bool:

@@ -6,7 +6,7 @@ import datetime as dt
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, Protocol
 
 if TYPE_CHECKING:
     from llama_images.errors import UsageError
@@ -130,6 +130,8 @@ class Rebase:
     """Patches of which nothing was left: the new commit does it already."""
     skipped: tuple[str, ...]
     """Patches that the user left out."""
+    emptied: tuple[str, ...] = ()
+    """Patches that conflicted, and of which the user kept nothing."""
     conflict: Conflict | None
     """What waits for the user; ``None`` where the rebase is done."""
 
@@ -147,6 +149,36 @@ class WorkCommit:
     """What ``git diff-tree -p`` prints; empty for an empty commit."""
 
 
+_FEW: Final = 4
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SeriesChange:
+    """What writing a series would do to its folder: names of files, sorted."""
+
+    digest: str | None
+    """Of the series that the folder holds now; ``None`` where it holds none."""
+    changed: tuple[str, ...] = ()
+    """Patches that get other bytes; the series file where it is all that does."""
+    added: tuple[str, ...] = ()
+    removed: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """``1 changed: 0002-b.patch; 1 added: 0003-c.patch``; empty where nothing changes."""
+        return "; ".join(f"{len(names)} {what}: {', '.join(names)}" for what, names in self._groups())
+
+    def brief(self) -> str:
+        """The same for an error, of which the names are a part only where they are few."""
+        groups = self._groups()
+        if sum(len(names) for _, names in groups) <= _FEW:
+            return str(self)
+        return ", ".join(f"{len(names)} {what}" for what, names in groups)
+
+    def _groups(self) -> list[tuple[str, tuple[str, ...]]]:
+        groups = (("changed", self.changed), ("added", self.added), ("removed", self.removed))
+        return [(what, names) for what, names in groups if names]
+
+
 class WorkCommits(Protocol):
     """The commits of a work tree above its base, while the context that gave them is open."""
 
@@ -159,6 +191,17 @@ class WorkCommits(Protocol):
     @property
     def commits(self) -> tuple[WorkCommit, ...]:
         """In order, each the only child of the one before."""
+
+    @property
+    def known(self) -> tuple[str, ...]:
+        """Digests of what patches/ held when the work tree was made, and of the last export from it.
+
+        Empty for a work tree that is not of a rebase.
+        """
+
+    @property
+    def left_out(self) -> str | None:
+        """In words, which commits of a rebase's work tree are not among these; ``None`` where all are."""
 
     def applied(self, series: PatchSeries) -> tuple[AppliedPatch, ...]:
         """That series on the base, as ``AppliedSeries.patches``."""
@@ -204,6 +247,9 @@ class SeriesFolders(Protocol):
 
     def listed(self, series: str) -> tuple[ListedPatch, ...]:
         """What the series file names, in order; UsageError for a series file that can't be read."""
+
+    def compare(self, series: PatchSeries, *, source: str) -> SeriesChange:
+        """What ``replace`` would change. Raises as it does, and writes nothing."""
 
     def replace(self, series: PatchSeries, *, source: str) -> bool:
         """Write a series, whole or not at all; returns whether anything changed.

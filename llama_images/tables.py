@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 WIDTH = 100
 """Columns that a table may take; the last column is wrapped to fit."""
 
+_UNTRIED = "not tried, since one before it can't be applied"
+
 _MEGABYTE = 1e6  # as registries count
 
 
@@ -166,6 +168,7 @@ def check_rows(series: Sequence[CheckedSeries]) -> list[dict[str, Any]]:
             "name": checked.name,
             "passed": checked.passed,
             "problems": list(checked.problems),
+            "tried": checked.is_tried,
             "compiled": checked.compiled,
         }
         for one in series
@@ -178,18 +181,18 @@ def check_table(checked: CheckedSeries) -> str:
     rows = [
         [
             str(number),
-            "FAIL" if one.problems else "ok",
+            "FAIL" if one.problems else "ok" if one.is_tried else "-",
             one.compiled,
-            "; ".join([one.name, *one.problems]),
+            "; ".join([one.name, *one.problems, *([] if one.is_tried else [_UNTRIED])]),
         ]
         for number, one in enumerate(checked.patches, 1)
     ]
-    fine = sum(not one.problems for one in checked.patches)
+    fine = [one for one in checked.patches if one.is_tried and not one.problems]
     source = checked.source
     all_of_them = counted(len(rows), "patch", "patches")
     text = table(("#", "check", "compiled", "patch and what is wrong"), rows, right=(0,))
-    text += f"\n{source.series}: {fine} of {all_of_them} without a problem on {source.commit[:12]}"
-    if uncompiled := sum(one.passed is None for one in checked.patches):
+    text += f"\n{source.series}: {len(fine)} of {all_of_them} without a problem on {source.commit[:12]}"
+    if uncompiled := sum(one.passed is None for one in fine):
         text += f", {uncompiled} of these not compiled"
     if checked.compile_error is not None:
         text += f"\n{checked.compile_error.message}"

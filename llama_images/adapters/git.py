@@ -162,7 +162,9 @@ class GitSourceTree:
         finished = self._git.run(words, git_dir=mirror.path, env=env, stdin=patch.text.encode("utf-8"))
         if finished.returncode != 0:
             why = why_not_applied(finished.error_text, patch)
-            raise not_applied(shown, commit=order.source.commit, position=position, why=why)
+            raise not_applied(
+                shown, source=order.source.name, commit=order.source.commit, position=position, why=why
+            )
         for moved in moved_hunks(finished.error_text):
             self._reporter.warn(f"{shown}: {moved.path}, hunk {moved.hunk} applies {moved.lines} lines off")
 

@@ -94,12 +94,16 @@ def why_not_applied(failure: str, patch: Patch) -> str:
     return "; ".join(places.values()) if places else last_words(failure)
 
 
-def not_applied(shown: str, *, commit: str, position: int, why: str) -> CheckFailed:
-    """The error for a patch of a series that does not apply; ``position`` is how many are before it."""
+def not_applied(shown: str, *, source: str, commit: str, position: int, why: str) -> CheckFailed:
+    """The error for a patch of a series that does not apply; ``position`` is how many are before it.
+
+    ``source`` is the name of the source that pins the commit.
+    """
     onto = f"{commit[:12]} with the {position} before it" if position else commit[:12]
     return CheckFailed(
         f"{shown} does not apply to {onto}: {why}",
-        hint="Mend the patch at that place, as docs/bump-the-pin.md says; invoke patches.check shows all.",
+        hint=f"Likely sources.{source}.commit in matrix.yaml is not the one that the patches were made for: "
+        "it changes after patches.rebase (docs/bump-the-pin.md). Otherwise mend the patch at that place.",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from llama_images.matrix import Source
 
 _COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+_FULL_REF: Final = re.compile(r"pull/[0-9]+/(head|merge)|(?!.*\.\.)refs/[A-Za-z0-9_-]+(/[A-Za-z0-9_.-]+)+")
 _ASK_SECONDS: Final = 120.0
 _HINT: Final = "Give a commit, or a ref such as pull/24423/head."
 _NO_ANSWER: Final = "Check the network and the proxy, or give a clone: --repo PATH or LLAMA_CPP_REPO=PATH"
@@ -61,18 +63,26 @@ def find_commit(git: Git, source: Source, origin: Origin, name: str) -> str:
         found = remote_commit(git, origin, name, hint=_NO_ANSWER)
         if found is None:
             hint = f"{_HINT} A repository that is not on this machine wants all 40 digits of a commit."
-            raise UsageError(f"{origin.label} has no {name}", hint=hint)
+            raise UsageError(f"no such commit or ref in {origin.label}: {name}", hint=hint)
         return found
     words = ["rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}"]
     asked = git.run(words, git_dir=origin.git_dir, env=NO_NETWORK)
     commit = asked.text.strip()
     if asked.returncode != 0 or not _COMMIT.fullmatch(commit):
-        wanted = name if _COMMIT.fullmatch(name) else f"{name}:refs/{name.removeprefix('refs/')}"
-        raise UsageError(
-            f"{origin.label} has no {name}",
-            hint=f"Bring it there: git -C {origin.label} fetch {source.repository} {wanted}",
-        )
+        raise UsageError(f"no such commit or ref in {origin.label}: {name}", hint=_hint(source, origin, name))
     return commit
+
+
+def _hint(source: Source, origin: Origin, name: str) -> str:
+    """What to do about a name that a clone does not know: fetch it where it can be a ref of upstream's."""
+    if _COMMIT.fullmatch(name):
+        wanted = name
+    elif _FULL_REF.fullmatch(name):
+        ref = name if name.startswith("refs/") else f"refs/{name}"
+        wanted = f"{ref}:{ref}"
+    else:
+        return f"{_HINT} A branch or tag of upstream's is known once the clone has fetched it."
+    return f"If upstream has it: git -C {shlex.quote(origin.label)} fetch {source.repository} {wanted}"
 
 
 def bring_commit(

@@ -144,7 +144,11 @@ class Scratch:
 
     def diff(self, old: str, new: str, *, name: str) -> str:
         """What git says of the step between two trees; ``name`` is what an error calls it."""
-        return decode_text(self.read([*_DIFF, old, new]), name=name)
+        return decode_text(self.raw_diff(old, new), name=name)
+
+    def raw_diff(self, old: str, new: str, *paths: str) -> bytes:
+        """The same as bytes, of all files or of these."""
+        return self.read(["--literal-pathspecs", *_DIFF, old, new, "--", *paths])
 
     def commit(self, tree: str, parent: str | None, message: str, *, date: dt.datetime) -> str:
         """Make a commit by the maintainers and return its hash: the same for the same arguments."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import tempfile
@@ -16,9 +17,10 @@ from llama_images.patch_series import (
     decode_text,
     parse_patch,
     parse_series,
+    series_digest,
     series_entries,
 )
-from llama_images.series_ports import ListedPatch
+from llama_images.series_ports import ListedPatch, SeriesChange
 
 
 def load_series(folder: Path) -> PatchSeries:
@@ -121,8 +123,40 @@ class PatchFolders:
         OutsideError where nothing can be written.
         """
         folder = (self._patches / series.name).resolve()
-        shown = f"{self._patches.name}/{series.name}"
         old = _contents(folder)
+        new = self._wanted(series, old, source=source)
+        if new == old:
+            return False
+        try:
+            _swap(folder, {name: data for name, data in new.items() if old.get(name) != data}, set(new))
+        except OSError as error:
+            raise OutsideError(
+                f"{self._patches.name}/{series.name} can't be written: {error.strerror or error}",
+                hint="Nothing in it was changed.",
+            ) from error
+        return True
+
+    def compare(self, series: PatchSeries, *, source: str) -> SeriesChange:
+        """What ``replace`` would change; see ``series_ports.SeriesFolders.compare``."""
+        old = _contents((self._patches / series.name).resolve())
+        new = self._wanted(series, old, source=source)
+        digest = None
+        if "series" in old:
+            shown = f"{self._patches.name}/{series.name}/series"
+            names = parse_series(decode_text(old["series"], name=shown), name=shown)
+            # A file that is missing has no bytes either: such a folder is like none that was ever written.
+            digest = series_digest((name, hashlib.sha256(old.get(name, b"")).hexdigest()) for name in names)
+        both = old.keys() & new.keys()
+        changed = sorted(name for name in both - {"series"} if old[name] != new[name])
+        added = sorted(new.keys() - old.keys() - {"series"})
+        removed = sorted(old.keys() - new.keys())
+        if new != old and not (changed or added or removed):
+            changed = ["series"]
+        return SeriesChange(digest=digest, changed=tuple(changed), added=tuple(added), removed=tuple(removed))
+
+    def _wanted(self, series: PatchSeries, old: Mapping[str, bytes], *, source: str) -> dict[str, bytes]:
+        """The files that the folder of a series is to hold, which holds ``old``; all by name."""
+        shown = f"{self._patches.name}/{series.name}"
         listed = decode_text(old.get("series", b""), name=f"{shown}/series")
         gone = set(parse_series(listed, name=f"{shown}/series"))
         new = {name: data for name, data in old.items() if name not in gone}
@@ -136,15 +170,7 @@ class PatchFolders:
         text = series_text(names, source=source, comments=series_comments(listed))
         new |= {patch.name: patch.text.encode("utf-8") for patch in series.patches}
         new["series"] = text.encode("utf-8")
-        if new == old:
-            return False
-        try:
-            _swap(folder, {name: data for name, data in new.items() if old.get(name) != data}, set(new))
-        except OSError as error:
-            raise OutsideError(
-                f"{shown} can't be written: {error.strerror or error}", hint="Nothing in it was changed."
-            ) from error
-        return True
+        return new
 
 
 def _contents(folder: Path) -> dict[str, bytes]:

@@ -17,7 +17,8 @@ _FORMAT: Final = 1
 
 _HASH: Final = re.compile(r"[0-9a-f]{40}")
 
-Result = Literal["kept", "absorbed", "skipped"]
+Result = Literal["kept", "absorbed", "skipped", "emptied"]
+"""``absorbed``: git found nothing left to do. ``emptied``: it conflicted, and its user kept nothing of it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -13,10 +13,11 @@ from llama_images.adapters.git_messages import means_no_repository
 from llama_images.adapters.git_mirror import NO_NETWORK
 from llama_images.adapters.git_program import DamagedError, Git
 from llama_images.adapters.git_scratch import Scratch, unreadable
-from llama_images.adapters.rebase_state import load_state, save_state
+from llama_images.adapters.rebase_state import RebaseState, load_state, save_state
 from llama_images.errors import UsageError
 from llama_images.patch_series import PatchSeries, decode_text
 from llama_images.series_ports import AppliedPatch, WorkCommit, WorkCommits
+from llama_images.words import counted
 
 if TYPE_CHECKING:
     from llama_images.matrix import Source
@@ -49,7 +50,8 @@ def read_commits(git: Git, source: Source, path: Path, *, base: str | None) -> I
     place = _find(git, path)
     try:
         _refuse_unfinished(git, source, place)
-        root = _base(git, source, place, base)
+        state = load_state(place.git_dir)
+        root = _base(git, source, place, state, base)
         head = _word(git, place, "rev-parse", "--verify", "HEAD^{commit}")
         chain = _chain(git, place, root, head)
         # Read through a repository of our own: neither settings nor attributes of theirs shape the diffs.
@@ -58,7 +60,8 @@ def read_commits(git: Git, source: Source, path: Path, *, base: str | None) -> I
                 _commit(scratch, parent, commit)
                 for parent, commit in zip((root, *chain[:-1]), chain, strict=True)
             )
-            yield _Commits(place, root, head, commits, scratch)
+            left_out = _left_out(git, place, state, root) if state is not None else None
+            yield _Commits(place, root, head, commits, scratch, state, left_out)
     except DamagedError as error:
         raise unreadable(path, error) from error
 
@@ -72,13 +75,22 @@ class _Commits:
     """Implements ``series_ports.WorkCommits``."""
 
     def __init__(
-        self, place: _Place, base: str, head: str, commits: tuple[WorkCommit, ...], scratch: Scratch
+        self,
+        place: _Place,
+        base: str,
+        head: str,
+        commits: tuple[WorkCommit, ...],
+        scratch: Scratch,
+        state: RebaseState | None,
+        left_out: str | None,
     ) -> None:
         self._place = place
         self._base = base
         self._head = head
         self._commits = commits
         self._scratch = scratch
+        self._state = state
+        self._left_out = left_out
 
     @property
     def path(self) -> Path:
@@ -92,13 +104,23 @@ class _Commits:
     def commits(self) -> tuple[WorkCommit, ...]:
         return self._commits
 
+    @property
+    def known(self) -> tuple[str, ...]:
+        if self._state is None:
+            return ()
+        written = self._state.exported_series
+        return (self._state.series,) if written is None else (self._state.series, written)
+
+    @property
+    def left_out(self) -> str | None:
+        return self._left_out
+
     def applied(self, series: PatchSeries) -> tuple[AppliedPatch, ...]:
         return self._scratch.apply_series(series, self._base)
 
     def exported(self, series: PatchSeries) -> None:
-        state = load_state(self._place.git_dir)
-        if state is not None:
-            done = replace(state, exported=self._head, exported_series=series.digest)
+        if self._state is not None:
+            done = replace(self._state, exported=self._head, exported_series=series.digest)
             save_state(self._place.git_dir, done)
 
 
@@ -184,17 +206,36 @@ def _untracked(git: Git, source: Source, place: _Place) -> list[str]:
     return [path for path in listed.decode("utf-8", "replace").split("\0") if path]
 
 
-def _base(git: Git, source: Source, place: _Place, base: str | None) -> str:
+def _base(git: Git, source: Source, place: _Place, state: RebaseState | None, base: str | None) -> str:
     """The commit that the patches go on: as told, as rebased, or the pin."""
-    state = load_state(place.git_dir)
-    wanted = base or (state.onto.commit if state is not None else source.commit)
-    hint = f"--base names the commit that your commits are on; without it that is the pin, {source.commit}."
+    default = state.onto.commit if state is not None else source.commit
+    wanted = base or default
+    hint = f"--base names the commit that your commits are on; without it that is {default[:12]}."
     try:
         found = _word(git, place, "rev-parse", "--verify", "--end-of-options", f"{wanted}^{{commit}}")
+    except DamagedError:
+        raise UsageError(f"no such commit or ref in {place.path}: {wanted}", hint=hint) from None
+    try:
         _read(git, place, ["merge-base", "--is-ancestor", found, "HEAD"])
     except DamagedError:
         raise UsageError(f"{place.path}: HEAD is not on top of {wanted}", hint=hint) from None
     return found
+
+
+def _left_out(git: Git, place: _Place, state: RebaseState, base: str) -> str | None:
+    """Which commits of a rebase's work tree are not between ``base`` and HEAD, in words."""
+    below = _word(git, place, "rev-list", "--count", f"{state.onto.commit}..{base}")
+    if below != "0":
+        return f"{counted(int(below), 'commit')} between {state.onto.commit[:12]} and {base[:12]}, the base"
+    name = _word(git, place, "rev-parse", "--abbrev-ref", "HEAD")
+    if name != "HEAD":
+        return None
+    words = ["for-each-ref", "--contains", "HEAD", "--format=%(refname:short)", "refs/heads"]
+    for branch in _word(git, place, *words).splitlines():
+        above = _word(git, place, "rev-list", "--count", f"HEAD..refs/heads/{branch}")
+        if above != "0":
+            return f"{counted(int(above), 'commit')} of the branch {branch}, as HEAD is detached below"
+    return None
 
 
 def _chain(git: Git, place: _Place, base: str, head: str) -> tuple[str, ...]:
@@ -217,6 +258,7 @@ def _commit(scratch: Scratch, parent: str, commit: str) -> WorkCommit:
     name = f"commit {commit[:12]}"
     raw = decode_text(scratch.read(["cat-file", "commit", commit]), name=name)
     listed = scratch.read(["diff-tree", "-r", "-z", "--name-only", "--no-renames", parent, commit])
+    _refuse_binary(scratch, parent, commit, name)
     return WorkCommit(
         commit=commit,
         message=raw.partition("\n\n")[2],
@@ -224,3 +266,26 @@ def _commit(scratch: Scratch, parent: str, commit: str) -> WorkCommit:
         paths=tuple(path for path in listed.decode("utf-8", "replace").split("\0") if path),
         diff=scratch.diff(parent, commit, name=name),
     )
+
+
+def _refuse_binary(scratch: Scratch, parent: str, commit: str, name: str) -> None:
+    """Raise UsageError with the first file whose change is no text: such a diff does not name it."""
+    counts = scratch.read(["diff-tree", "-r", "-z", "--numstat", "--no-renames", parent, commit])
+    is_all_text = _is_text(scratch.raw_diff(parent, commit))
+    for record in filter(None, counts.split(b"\0")):
+        added, removed, path = record.split(b"\t", 2)
+        # git takes a file for text whose first part has no zero byte; a picture may have none at all.
+        is_binary = added == removed == b"-"
+        if is_binary or not (is_all_text or _is_text(scratch.raw_diff(parent, commit, os.fsdecode(path)))):
+            what = "is binary" if is_binary else "is binary, or in another encoding than UTF-8"
+            raise UsageError(
+                f"{name}: {path.decode('utf-8', 'replace')} {what}; a patch can't carry it",
+                hint="Take it out of the commit: git rebase -i in the work tree.",
+            )
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        return "\0" not in data.decode("utf-8")
+    except UnicodeDecodeError:
+        return False

@@ -76,7 +76,9 @@ def refuse_unapplied(source: Source, applied: tuple[AppliedPatch, ...]) -> None:
     for position, patch in enumerate(applied):
         if patch.problem is not None:
             shown = f"patches/{source.series}/{patch.name}"
-            raise not_applied(shown, commit=source.commit, position=position, why=patch.problem)
+            raise not_applied(
+                shown, source=source.name, commit=source.commit, position=position, why=patch.problem
+            )
 
 
 class _Applied:

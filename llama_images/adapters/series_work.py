@@ -26,7 +26,7 @@ from llama_images.adapters.rebase_state import Pick, RebaseState, load_state, sa
 from llama_images.adapters.series_commits import read_commits, shown
 from llama_images.adapters.series_trees import refuse_unapplied
 from llama_images.adapters.work_tree import WorkTree
-from llama_images.errors import OutsideError, UsageError
+from llama_images.errors import Interrupted, OutsideError, UsageError
 from llama_images.patch_format import MAINTAINERS_EMAIL, MAINTAINERS_NAME
 from llama_images.patch_series import PatchSeries
 from llama_images.ports import Reporter
@@ -70,6 +70,14 @@ class GitSeriesWork:
 
     def start(self, source: Source, series: PatchSeries, *, repo: str | None, onto: str) -> Rebase:
         """Make the work tree and rebase it; see ``series_ports.SeriesWork.start``."""
+        try:
+            return self._start(source, series, repo=repo, onto=onto)
+        except KeyboardInterrupt as stop:
+            if self.path(source).exists():
+                raise
+            raise Interrupted("there is no work tree yet; the same command begins it again") from stop
+
+    def _start(self, source: Source, series: PatchSeries, *, repo: str | None, onto: str) -> Rebase:
         origin = find_origin(self._git, source, repo)
         commit = find_commit(self._git, source, origin, onto)
         path = self.path(source)
@@ -301,7 +309,7 @@ class GitSeriesWork:
             )
         head = work.head()
         if head == state.head:
-            return state.done("absorbed", head)
+            return state.done("emptied", head)
         if work.run(["merge-base", "--is-ancestor", state.head, head]).returncode == 0:
             for path in work.untracked(*work.source.paths):
                 self._reporter.warn(f"{path} is not part of any commit (git add puts it into one)")
@@ -336,5 +344,6 @@ def _report(work: WorkTree, state: RebaseState, conflict: Conflict | None) -> Re
         kept=state.names("kept"),
         absorbed=state.names("absorbed"),
         skipped=state.names("skipped"),
+        emptied=state.names("emptied"),
         conflict=conflict,
     )

@@ -26,10 +26,12 @@ from llama_images.series_ports import (
     ListedPatch,
     Rebase,
     Revision,
+    SeriesChange,
     SeriesFolders,
     SeriesTrees,
     SeriesWork,
     WorkCommit,
+    WorkCommits,
 )
 from llama_images.words import counted
 from llama_images.workflows.series_compile import Tools, compile_tree, find_tools, result_key
@@ -46,10 +48,12 @@ class CheckedPatch:
     name: str
     problems: tuple[str, ...]
     compiled: CompileState
+    is_tried: bool = True
+    """Whether it was applied, or found not to; not so where one before it can't be."""
 
     @property
     def passed(self) -> bool | None:
-        """``None`` where nothing was found and it was not compiled."""
+        """``None`` where nothing was found and it was not tried, or not compiled."""
         if self.problems:
             return False
         return True if self.compiled in ("compiled", "known") else None
@@ -111,16 +115,17 @@ def _look(
         problems = [*_header_problems(patch), *_path_problems(source, patch)]
         if (line := conflict_line(patch)) is not None:
             problems.append(f"line {line} adds a conflict marker")
-        if index < len(applied):
+        is_tried = index < len(applied)
+        if is_tried:
             step = applied[index]
             if step.problem is not None:
                 problems.append(f"does not apply: {step.problem}")
             problems += [f"is not exact: {moved}" for moved in step.moved]
             if step.problem is None and not step.moved:
                 problems += _form_problems(index + 1, patch, step.diff)
-        else:
-            problems.append("not tried, since one before it can't be applied")
-        checked.append(CheckedPatch(name=patch.name, problems=tuple(problems), compiled=state))
+        checked.append(
+            CheckedPatch(name=patch.name, problems=tuple(problems), compiled=state, is_tried=is_tried)
+        )
     return tuple(checked)
 
 
@@ -186,11 +191,16 @@ def _compile_each(
 
 def raise_for(checked: Sequence[CheckedSeries]) -> None:
     """Raise CheckFailed where a patch has a problem, or else OutsideError where none could be compiled."""
-    bad = [one.name for series in checked for one in series.patches if one.problems]
+    every = [one for series in checked for one in series.patches]
+    bad = sum(bool(one.problems) for one in every)
+    untried = sum(not one.problems and not one.is_tried for one in every)
     if bad:
+        more = f", {untried} not tried" if untried else ""
         raise CheckFailed(
-            f"{counted(len(bad), 'patch', 'patches')} with problems: {', '.join(bad)}",
-            hint="the table above says which",
+            f"{counted(bad, 'patch', 'patches')} with problems{more}",
+            hint="Mend the first one that does not apply; those after it are tried then."
+            if untried
+            else None,
         )
     for series in checked:
         if series.compile_error is not None:
@@ -220,6 +230,7 @@ def rebase_report(source: Source, rebase: Rebase) -> str:
     ]
     lines += [f"absorbed, nothing is left of it: {name}" for name in rebase.absorbed]
     lines += [f"left out: {name}" for name in rebase.skipped]
+    lines += [f"left out (nothing of it was kept): {name}" for name in rebase.emptied]
     lines += ["", "Next:", f"  invoke patches.export      writes them to patches/{source.series}"]
     if onto.commit != source.commit:
         lines += [f"  sources.{source.name} in matrix.yaml:", *_matrix_lines(onto)]
@@ -254,8 +265,13 @@ class Exported:
     """The work tree."""
     base: str
     """The commit that the series goes on."""
-    is_changed: bool
-    """Whether patches/ is another than before."""
+    change: SeriesChange
+    """What it did to patches/."""
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether patches/ is another than before."""
+        return bool(str(self.change))
 
 
 def export_series(
@@ -265,8 +281,12 @@ def export_series(
     *,
     work_tree: Path | None,
     base: str | None,
+    overwrite: bool = False,
 ) -> Exported:
     """Write the commits of a work tree as the series of a source.
+
+    Unless told to ``overwrite``, raises UsageError where that would undo what changed in patches/ after a
+    rebase had made the work tree, or leave out commits that the work tree holds.
 
     Raises UsageError for a commit that can't be carried: empty, with an incomplete header, outside the paths
     of the build, or of another form than a patch may have. What is written was applied before, and gave the
@@ -278,9 +298,29 @@ def export_series(
         )
         series = PatchSeries(name=source.series, patches=patches)
         _prove(found.commits, found.applied(series))
-        changed = folders.replace(series, source=source.name)
+        change = folders.compare(series, source=source.name)
+        if not overwrite:
+            _refuse_loss(found, series, change)
+        folders.replace(series, source=source.name)
         found.exported(series)
-        return Exported(series=series, path=found.path, base=found.base, is_changed=changed)
+        return Exported(series=series, path=found.path, base=found.base, change=change)
+
+
+def _refuse_loss(found: WorkCommits, series: PatchSeries, change: SeriesChange) -> None:
+    """Raise UsageError where writing the series would undo, or leave out, what its user may not think of."""
+    if not str(change):
+        return
+    folder = f"patches/{series.name}"
+    if found.left_out is not None:
+        raise UsageError(
+            f"{found.path}: {found.left_out}: left out of {folder} ({change.brief()})",
+            hint="git switch BRANCH, without --base, takes all; patches.export --overwrite leaves them out.",
+        )
+    if found.known and change.digest is not None and change.digest not in found.known:
+        raise UsageError(
+            f"{folder} was changed after {found.path} was made, and that would be lost ({change.brief()})",
+            hint="Do the same in the work tree first; invoke patches.export --overwrite goes on without it.",
+        )
 
 
 def _as_patch(source: Source, number: int, commit: WorkCommit) -> Patch:

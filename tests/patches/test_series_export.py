@@ -67,8 +67,17 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def export(bench: Bench, patches: Path, path: Path | None = None, *, base: str | None = None) -> Exported:
-    return export_series(bench.work, PatchFolders(patches), bench.source, work_tree=path, base=base)
+def export(
+    bench: Bench,
+    patches: Path,
+    path: Path | None = None,
+    *,
+    base: str | None = None,
+    overwrite: bool = False,
+) -> Exported:
+    return export_series(
+        bench.work, PatchFolders(patches), bench.source, work_tree=path, base=base, overwrite=overwrite
+    )
 
 
 def commit(path: Path, message: str = MESSAGE, **files: str | None) -> str:
@@ -222,6 +231,110 @@ def test_a_line_end_in_the_path_of_a_work_tree_is_wrong_use(bench: Bench, clone:
     assert "\n" not in caught.value.message
 
 
+# --- what would be lost ---
+
+
+def edit_header(folder: Path) -> None:
+    """A hand edit that nobody has committed."""
+    patch = folder / "0001-a-step-1.patch"
+    patch.write_text(patch.read_text().replace("Proven: c.", "Proven: c, and again."))
+
+
+def pull_another(folder: Path) -> None:
+    """A patch that came with a pull."""
+    text = (folder / "0002-a-step-2.patch").read_text().replace("a: step 2", "a: step 3")
+    (folder / "0003-a-step-3.patch").write_text(text)
+    (folder / "series").write_text((folder / "series").read_text() + "0003-a-step-3.patch\n")
+
+
+def remove_one(folder: Path) -> None:
+    (folder / "0002-a-step-2.patch").unlink()
+
+
+@pytest.mark.parametrize("is_exported", [False, True], ids=["rebased", "exported"])
+@pytest.mark.parametrize(
+    ("edit", "lost"),
+    [
+        (edit_header, "1 changed: 0001-a-step-1.patch"),
+        (pull_another, "1 removed: 0003-a-step-3.patch"),
+        (remove_one, "1 added: 0002-a-step-2.patch"),
+    ],
+)
+def test_what_changed_in_patches_meanwhile_is_not_undone(
+    bench: Bench,
+    series: PatchSeries,
+    patches: Path,
+    edit: Callable[[Path], None],
+    lost: str,
+    is_exported: bool,
+) -> None:
+    bench.work.start(bench.source, series, repo=bench.repo, onto=bench.source.commit)
+    if is_exported:
+        export(bench, patches)
+    edit(patches / "small")
+    before = contents(patches / "small")
+    with pytest.raises(UsageError) as caught:
+        export(bench, patches)
+    assert caught.value.message == (
+        f"patches/small was changed after {bench.path} was made, and that would be lost ({lost})"
+    )
+    assert "--overwrite" in str(caught.value.hint)
+    assert contents(patches / "small") == before
+    assert str(export(bench, patches, overwrite=True).change) == lost
+    assert load_series(patches / "small") == series
+
+
+def test_an_edit_that_the_work_tree_has_too_is_no_loss(
+    bench: Bench, series: PatchSeries, patches: Path
+) -> None:
+    bench.work.start(bench.source, series, repo=bench.repo, onto=bench.source.commit)
+    last = patches / "small/0002-a-step-2.patch"
+    last.write_text(last.read_text().replace("Proven: c.", "Proven: d."))
+    git(bench.path, "commit", "--quiet", "--amend", "--message", f"a: step 2\n\n{BODY}".replace("c.", "d."))
+    before = contents(patches / "small")
+    assert not export(bench, patches).is_changed
+    assert contents(patches / "small") == before
+
+
+def test_an_export_goes_on_what_the_last_one_wrote(bench: Bench, series: PatchSeries, patches: Path) -> None:
+    bench.work.start(bench.source, series, repo=bench.repo, onto=bench.source.commit)
+    for word in ("d", "e"):
+        message = f"a: step 2\n\n{BODY}".replace("Proven: c", f"Proven: {word}")
+        git(bench.path, "commit", "--quiet", "--amend", "--message", message)
+        assert str(export(bench, patches).change) == "1 changed: 0002-a-step-2.patch"
+    # What patches/ held at first is in the work tree's history: git checkout patches is no edit of its own.
+    (patches / "small/0002-a-step-2.patch").write_text(series.patches[1].text)
+    assert export(bench, patches).is_changed
+    assert (patches / "small/0002-a-step-2.patch").read_text() != series.patches[1].text
+
+
+def test_commits_that_a_work_tree_holds_are_not_left_out(
+    bench: Bench, series: PatchSeries, patches: Path
+) -> None:
+    bench.work.start(bench.source, series, repo=bench.repo, onto=bench.source.commit)
+    below = git(bench.path, "rev-parse", "HEAD~1")
+    pin = bench.source.commit[:12]
+    lost = "left out of patches/small (1 removed: 0002-a-step-2.patch)"
+    before = contents(patches / "small")
+    with pytest.raises(UsageError) as caught:
+        export(bench, patches, base="HEAD~1")
+    assert caught.value.message.startswith(
+        f"{bench.path}: 1 commit between {pin} and {below[:12]}, the base: left out of patches/small ("
+    )
+    git(bench.path, "checkout", "--quiet", "--detach", "HEAD~1")
+    with pytest.raises(UsageError) as caught:
+        export(bench, patches)
+    branch = "1 commit of the branch series, as HEAD is detached below"
+    assert caught.value.message == f"{bench.path}: {branch}: {lost}"
+    assert contents(patches / "small") == before
+    assert str(export(bench, patches, overwrite=True).change) == "1 removed: 0002-a-step-2.patch"
+    # A commit that its owner has dropped from the branch is no loss.
+    git(bench.path, "checkout", "--quiet", "series")
+    assert str(export(bench, patches).change) == "1 added: 0002-a-step-2.patch"
+    git(bench.path, "reset", "--quiet", "--hard", "HEAD~1")
+    assert str(export(bench, patches).change) == "1 removed: 0002-a-step-2.patch"
+
+
 # --- what is refused ---
 
 
@@ -286,6 +399,12 @@ def binary(path: Path) -> None:
     commit(path)
 
 
+def late_zero(path: Path) -> None:
+    """git looks for a zero byte in the first 8,000 only."""
+    (path / "src/x.bin").write_bytes(b"a\n" * 5000 + b"\0\n")
+    commit(path, a=changed(line5="five"))
+
+
 def latin(path: Path) -> None:
     (path / "src/x.cpp").write_bytes(b"\xe9\n")
     commit(path)
@@ -324,8 +443,9 @@ def elsewhere(path: Path) -> None:
         (lambda path: commit(path, new=" \tx\n"), "commit {head}: 0001-a-by-hand.patch does not apply"),
         (renamed, "commit {head} (a: by hand) can't be carried: "),
         (linked, "commit {head} (a: by hand) can't be carried: "),
-        (binary, "commit {head} (a: by hand) can't be carried: "),
-        (latin, "commit {head}:"),
+        (binary, "commit {head}: src/x.png is binary; a patch can't carry it"),
+        (late_zero, "commit {head}: src/x.bin is binary, or in another encoding than UTF-8; a patch can't"),
+        (latin, "commit {head}: src/x.cpp is binary, or in another encoding than UTF-8; a patch can't"),
         (
             lambda path: commit(path, a=changed(line5="<<<<<<< HEAD")),
             "commit {head} (a: by hand) can't be carried: 0001-a-by-hand.patch:21: a conflict marker",
@@ -335,7 +455,7 @@ def elsewhere(path: Path) -> None:
     ids=[
         *("nothing", "untracked", "unstaged", "staged", "merge", "rebase", "cherry-pick", "incomplete"),
         *("no-message", "tag", "cut-body", "outside", "empty", "white-space", "no-newline", "crlf"),
-        *("space-before-tab", "odd-name", "symlink", "binary", "latin-1", "marker", "unrelated"),
+        *("space-before-tab", "odd-name", "symlink", "binary", "late-zero", "latin-1", "marker", "unrelated"),
     ],
 )
 def test_what_can_not_be_a_series_is_named_and_nothing_is_written(
@@ -374,8 +494,10 @@ def test_what_is_no_work_tree_is_wrong_use(
 
 def test_an_unknown_base_is_wrong_use(bench: Bench, clone: Path, patches: Path) -> None:
     commit(clone, a="x\n")
-    with pytest.raises(UsageError, match="HEAD is not on top of nosuch"):
+    with pytest.raises(UsageError) as caught:
         export(bench, patches, clone, base="nosuch")
+    assert caught.value.message == f"no such commit or ref in {clone}: nosuch"
+    assert bench.source.commit[:12] in str(caught.value.hint)
 
 
 def test_without_a_work_tree_there_is_nothing_to_export(bench: Bench, patches: Path) -> None:

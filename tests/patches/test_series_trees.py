@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import stat
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 
 from llama_images.errors import CheckFailed, OutsideError, UsageError
 from llama_images.patch_series import PatchSeries, make_series
+from tests.patches.seen import NOWHERE
 from tests.patches.series_repo import LINES, Bench, Upstream, changed, git
 
 pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
@@ -208,13 +210,20 @@ def test_a_path_that_the_commit_has_not_is_told(
 def test_a_series_that_does_not_apply_to_its_own_pin_is_named(bench: Bench, series: PatchSeries) -> None:
     second = series.patches[1]
     alone = make_series("small", [(second.name, second.text)])
-    with pytest.raises(
-        CheckFailed, match=rf"patches/small/{second.name} does not apply to {bench.source.commit[:12]}: "
-    ):
-        bench.trees.compare(bench.source, alone, repo=bench.repo, onto="main")
+    for run in (bench.trees.compare, bench.work.start):
+        with pytest.raises(CheckFailed) as caught:
+            run(bench.source, alone, repo=bench.repo, onto="main")
+        pin = bench.source.commit[:12]
+        assert caught.value.message.startswith(f"patches/small/{second.name} does not apply to {pin}: ")
+        assert "sources.small.commit in matrix.yaml is not the one" in str(caught.value.hint)
 
 
 # --- which commit ---
+
+
+_UNKNOWN = "no such commit or ref in {repo}: {name}"
+_GIVE = "Give a commit, or a ref such as pull/24423/head. A branch"
+_FETCH = "If upstream has it: git -C {repo} fetch {url}"
 
 
 @pytest.mark.parametrize("name", ["{pin}", "{short}", "main", "refs/heads/main", "v1", "pull/7/head"])
@@ -226,21 +235,24 @@ def test_a_commit_has_many_names(bench: Bench, upstream: Upstream, series: Patch
 
 
 @pytest.mark.parametrize(
-    ("name", "message"),
+    ("name", "message", "hint"),
     [
-        ("nosuch", "{repo} has no nosuch"),
-        ("pull/9/head", "{repo} has no pull/9/head"),
-        ("f" * 40, "{repo} has no " + "f" * 40),
-        ("main:src", "{repo} has no main:src"),
-        ("--all", "'--all' is no name of a commit"),
-        ("a b", "'a b' is no name of a commit"),
+        ("nosuch", _UNKNOWN, _GIVE),
+        ("pull/9/head", _UNKNOWN, f"{_FETCH} refs/pull/9/head:refs/pull/9/head"),
+        ("refs/heads/x", _UNKNOWN, f"{_FETCH} refs/heads/x:refs/heads/x"),
+        ("f" * 40, _UNKNOWN, f"{_FETCH} {'f' * 40}"),
+        ("main:src", _UNKNOWN, _GIVE),
+        ("--all", "'--all' is no name of a commit", "Give a commit"),
+        ("a b", "'a b' is no name of a commit", "Give a commit"),
     ],
 )
-def test_an_unknown_commit_is_wrong_use(bench: Bench, series: PatchSeries, name: str, message: str) -> None:
+def test_an_unknown_commit_is_wrong_use(
+    bench: Bench, series: PatchSeries, name: str, message: str, hint: str
+) -> None:
     with pytest.raises(UsageError) as caught:
         bench.trees.compare(bench.source, series, repo=bench.repo, onto=name)
-    assert caught.value.message == message.format(repo=bench.repo)
-    assert caught.value.hint
+    assert caught.value.message == message.format(repo=bench.repo, name=name)
+    assert str(caught.value.hint).startswith(hint.format(repo=shlex.quote(bench.repo), url=NOWHERE))
 
 
 @pytest.mark.parametrize("name", ["main", "f" * 40])

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_images.errors import LlamaImagesError, OutsideError, UsageError
+from llama_images.errors import Interrupted, LlamaImagesError, OutsideError, UsageError
 from llama_images.patch_series import PatchSeries
 from llama_images.series_ports import Conflict
 from tests.patches.seen import Watched
@@ -223,12 +223,19 @@ def test_a_step_that_was_given_up_with_git_is_done_anew(bench: Bench, series: Pa
     assert bench.work.resume(bench.source, skip=False).kept == (A, B, C)
 
 
-def test_a_patch_of_which_nothing_is_left_is_absorbed(bench: Bench, series: PatchSeries) -> None:
+def test_a_patch_of_which_nothing_was_kept_is_not_called_absorbed(bench: Bench, series: PatchSeries) -> None:
     stopped(bench, series)
     git(bench.path, "checkout", "--quiet", "HEAD", "--", "src/a.cpp")
     git(bench.path, "rm", "--quiet", "--force", "src/new.cpp")
     done = bench.work.resume(bench.source, skip=False)
-    assert (done.kept, done.absorbed) == ((A, C), (B,))
+    assert (done.kept, done.absorbed, done.emptied) == ((A, C), (), (B,))
+
+
+def test_a_patch_that_was_skipped_with_git_is_not_called_absorbed(bench: Bench, series: PatchSeries) -> None:
+    stopped(bench, series)
+    git(bench.path, "rebase", "--skip")
+    done = bench.work.resume(bench.source, skip=False)
+    assert (done.kept, done.absorbed, done.emptied) == ((A, C), (), (B,))
 
 
 def test_a_patch_can_be_left_out(bench: Bench, series: PatchSeries) -> None:
@@ -403,8 +410,9 @@ def test_ctrl_c_in_a_step_leaves_what_the_same_command_goes_on_with(
     bench: Bench, series: PatchSeries, undisturbed: str, moment: str, nth: int
 ) -> None:
     programs = Watched(**{moment: At("rebase", nth)})
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as caught:
         bench.with_programs(programs).work.start(bench.source, series, repo=bench.repo, onto="clear")
+    assert not isinstance(caught.value, Interrupted)  # something is there, and stays
     done = bench.work.start(bench.source, series, repo=bench.repo, onto="clear")
     assert done.kept == (A, B, C)
     assert head(bench) == undisturbed
@@ -418,7 +426,7 @@ def test_ctrl_c_before_the_first_step_leaves_nothing(
     with bench.trees.applied(bench.source, series, repo=bench.repo):
         pass
     interrupted = bench.with_programs(Watched(after=At(word, 1)))
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(Interrupted, match="there is no work tree yet; the same command begins it again"):
         interrupted.work.start(bench.source, series, repo=bench.repo, onto="clear")
     assert [path.name for path in (bench.cache / "series").iterdir()] == ["small.lock"]
     bench.work.start(bench.source, series, repo=bench.repo, onto="clear")
@@ -689,9 +697,9 @@ def test_upstream_itself_serves_commits_files_and_their_count(
 @pytest.mark.parametrize(
     ("onto", "message"),
     [
-        ("nosuch", "has no nosuch"),
-        ("{short}", "has no {short}"),
-        ("e" * 40, "does not give out commit " + "e" * 40),
+        ("nosuch", "no such commit or ref in {served}: nosuch"),
+        ("{short}", "no such commit or ref in {served}: {short}"),
+        ("e" * 40, "{served} does not give out commit " + "e" * 40),
     ],
 )
 def test_what_upstream_does_not_have_is_told(
@@ -701,5 +709,5 @@ def test_what_upstream_does_not_have_is_told(
     error = refused(
         lambda: bench.work.start(bench.source, series, repo=served, onto=onto.format(short=short))
     )
-    assert f"{served} {message.format(short=short)}" in error.message
+    assert message.format(served=served, short=short) in error.message
     assert not bench.path.exists()

@@ -76,6 +76,31 @@ def test_what_is_the_same_is_not_written(tmp_path: Path) -> None:
     assert (tmp_path / "pr1").stat().st_ino == inode
 
 
+def test_what_would_change_is_told_and_not_done(tmp_path: Path) -> None:
+    folders = PatchFolders(tmp_path)
+    first = series("a: one", "a: two")
+    change = folders.compare(first, source="pr1")
+    assert (change.digest, str(change)) == (None, "2 added: 0001-a-one.patch, 0002-a-two.patch")
+    assert list(tmp_path.iterdir()) == []
+    folders.replace(first, source="pr1")
+    change = folders.compare(first, source="pr1")
+    assert (change.digest, str(change)) == (first.digest, "")
+    (tmp_path / "pr1/0001-a-one.patch").write_text("edited\n")
+    change = folders.compare(series("a: one", "b: other"), source="pr1")
+    assert change.digest not in (None, first.digest)
+    assert str(change) == (
+        "1 changed: 0001-a-one.patch; 1 added: 0002-b-other.patch; 1 removed: 0002-a-two.patch"
+    )
+    assert change.brief() == str(change)
+    many = folders.compare(series("b: one", "b: two", "b: three"), source="pr1")
+    assert many.brief() == "3 added, 2 removed"
+    assert (tmp_path / "pr1/0001-a-one.patch").read_text() == "edited\n"
+    folders.replace(first, source="pr1")
+    listed = tmp_path / "pr1" / "series"
+    listed.write_text(listed.read_text().replace("0001-a", "\n0001-a"))
+    assert str(folders.compare(first, source="pr1")) == "1 changed: series"
+
+
 def test_a_linked_folder_stays_a_link(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "patches").mkdir()
@@ -248,10 +273,10 @@ def test_a_state_is_read_as_it_was_written(tmp_path: Path) -> None:
 
 def test_a_state_counts_what_is_done() -> None:
     state = STATE
-    for result in ("kept", "absorbed", "skipped"):
+    for result in ("kept", "absorbed", "emptied"):
         assert state.pick is not None
         state = replace(state, is_stopped=True).done(result, f"after {state.pick.name}")
         assert not state.is_stopped
     assert state.pick is None
     assert state.head == "after 0003-x.patch"
-    assert state.names("absorbed") == ("0002-x.patch",)
+    assert (state.names("absorbed"), state.names("emptied")) == (("0002-x.patch",), ("0003-x.patch",))
