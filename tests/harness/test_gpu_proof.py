@@ -5,12 +5,17 @@ The binaries are stand-ins that print what real ones printed on an NVIDIA H100: 
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -212,6 +217,129 @@ def test_wrong_use_of_the_script_is_one_line(tmp_path: Path, options: tuple[str,
     assert_refused(script("--work", tmp_path / "work", *words), error)
 
 
+TREE = {"CMakeLists.txt": "project(a)\n", "src/a.cpp": "one\ntwo\nthree\n"}
+PATCH = """\
+--- a/src/a.cpp
++++ b/src/a.cpp
+@@ -1,3 +1,3 @@
+ one
+-two
++TWO
+ three
+"""
+
+
+def archive(tmp_path: Path, tree: Mapping[str, str] = TREE) -> Path:
+    path = tmp_path / "source.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        for name, text in tree.items():
+            member = tarfile.TarInfo(f"tree/{name}")
+            member.size = len(text)
+            tar.addfile(member, io.BytesIO(text.encode()))
+    return path
+
+
+def patches(tmp_path: Path, *texts: str) -> Path:
+    folder = tmp_path / "patches"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    names = [f"{at:04}.patch" for at in range(1, len(texts) + 1)]
+    (folder / "series").write_text("# in this order\n" + "\n".join(names) + "\n")
+    for name, text in zip(names, texts, strict=True):
+        (folder / name).write_text(text)
+    return folder
+
+
+def machine(tmp_path: Path) -> dict[str, str]:
+    """The environment of a machine whose compiler takes no time: what it built prints a good run's log."""
+    tools = tmp_path / "tools"
+    log = LOGS / "validate-short-1gpu.log"
+    binary = f"{tmp_path}/work/build/bin/llama-diffusion-cli"
+    stand_in(tools, "cmake", f"echo \"$@\" >> {tmp_path}/cmake.calls; mkdir -p '{tmp_path}/work/build/bin'")
+    lines = [
+        f"src=$(echo '{tmp_path}'/work/src/*/src/a.cpp)",
+        f"printf '#!/bin/sh\\n# %s\\nexec cat %s\\n' \"$(tr '\\n' ' ' < \"$src\")\" '{log}' > '{binary}'",
+        f"chmod 755 '{binary}'",
+    ]
+    stand_in(tools, "ninja", "\n".join(lines))
+    stand_in(tools, "nvcc", "exit 1")
+    return {"PATH": f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+
+def prove(tmp_path: Path, *options: str | Path) -> subprocess.CompletedProcess[str]:
+    """``proof.sh`` on that machine, for the part whose one binary is the patched one."""
+    model = tmp_path / "full.gguf"
+    model.touch()
+    folders = ("--out", tmp_path / "out", "--work", tmp_path / "work", "--model", model)
+    return script(*folders, "--parts", "validate", *options, **machine(tmp_path))
+
+
+def built(done: subprocess.CompletedProcess[str]) -> bool:
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    return "] built patched\n" in done.stdout
+
+
+def test_a_binary_is_built_again_once_what_it_is_of_has_changed(tmp_path: Path) -> None:
+    given = ("--source", archive(tmp_path), "--patches", patches(tmp_path, PATCH))
+    binary = tmp_path / "work" / "bin" / "patched"
+    assert built(prove(tmp_path, *given))
+    assert "# one TWO three" in binary.read_text()
+    assert not built(prove(tmp_path, *given))
+    patches(tmp_path, PATCH.replace("TWO", "2"))
+    assert built(prove(tmp_path, *given))
+    assert "# one 2 three" in binary.read_text()
+    assert built(prove(tmp_path, *given, "--arch", "80"))
+    assert not built(prove(tmp_path, *given, "--arch", "80"))
+    archive(tmp_path, TREE | {"LICENSE": "MIT\n"})
+    assert built(prove(tmp_path, *given, "--arch", "80"))
+    binary.with_name("patched.of").unlink()  # as a call that was ended in between leaves it
+    assert built(prove(tmp_path, *given, "--arch", "80"))
+    assert sorted(path.name for path in binary.parent.iterdir()) == ["patched", "patched.of"]
+
+
+def test_a_binary_of_something_else_is_not_proved(tmp_path: Path) -> None:
+    source, series = archive(tmp_path), patches(tmp_path, PATCH)
+    assert built(prove(tmp_path, "--source", source, "--patches", series, "--arch", "90"))
+    done = prove(tmp_path)
+    assert not built(done)
+    digest = hashlib.sha256(PATCH.encode()).hexdigest()
+    assert f"] series {digest}\n" in done.stdout
+    assert f"] source {hashlib.sha256(source.read_bytes()).hexdigest()}, architecture 90\n" in done.stdout
+    assert not built(prove(tmp_path, "--patches", series))
+    patches(tmp_path, PATCH, PATCH.replace("two", "TWO").replace("+TWO", "+2"))
+    refused = "patched is not known to be of this {}: give --source and --patches"
+    assert_refused(prove(tmp_path, "--patches", series), refused.format("series"))
+    assert_refused(prove(tmp_path, "--source", LOGS / "broken-copy.log"), refused.format("source"))
+    assert_refused(prove(tmp_path, "--arch", "80"), refused.format("architecture"))
+
+
+def test_binaries_of_different_series_are_not_proved_together(tmp_path: Path) -> None:
+    replay(tmp_path / "bin", patched="validate-short-1gpu", patched_dump="validate-short-1gpu")
+    more = {
+        "patched": hashlib.sha256(b"").hexdigest(),
+        "patched-dump": hashlib.sha256((PROOF / "debug-logits.patch").read_bytes()).hexdigest(),
+    }
+    for at, (name, digest) in enumerate(more.items()):
+        (tmp_path / "bin" / f"{name}.of").write_text(f"source a\nseries {at}\nmore {digest}\narch 90\n")
+    done = prove(tmp_path, "--bin", tmp_path / "bin", "--parts", "validate,negative")
+    assert_refused(done, "bin has no broken-copy broken-pointer broken-kv: give --source and --patches")
+    replay(tmp_path / "bin", stock_dump="validate-short-1gpu")
+    done = prove(tmp_path, "--bin", tmp_path / "bin", "--parts", "validate,drift")
+    assert_refused(done, "bin are of different sources: give --source and --patches")
+    (tmp_path / "bin" / "stock-dump.of").write_text(f"source a\nmore {more['patched-dump']}\narch 90\n")
+    done = prove(tmp_path, "--bin", tmp_path / "bin", "--parts", "validate,drift")
+    assert_refused(done, "bin are of different series: give --source and --patches")
+
+
+def test_a_build_with_one_patch_more_is_not_run_unless_it_is_asked_for(tmp_path: Path) -> None:
+    for name in ("patched-dump", "stock-dump", "extra-dump"):
+        stand_in(tmp_path / "bin", name, "echo 'error: no device'; exit 1")
+    proof(tmp_path, "--parts", "router")
+    assert not list((tmp_path / "out" / "logs").glob("router-extra-*"))
+    proof(tmp_path, "--parts", "router", "--extra")
+    assert len(list((tmp_path / "out" / "logs").glob("router-extra-*"))) == 2
+
+
 def test_a_binary_that_is_there_is_not_built_again(tmp_path: Path) -> None:
     replay(tmp_path / "bin", patched="validate-short-1gpu")
     model = tmp_path / "full.gguf"
@@ -223,6 +351,7 @@ def test_a_binary_that_is_there_is_not_built_again(tmp_path: Path) -> None:
         PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     )
     assert (done.returncode, done.stderr) == (0, "")
+    assert "] series unknown\n" in done.stdout
     assert done.stdout.splitlines()[-1].endswith("done, exit code 0")
     assert all(verdicts(tmp_path).values())
     assert {path.name for path in out.iterdir()} == {"summary.json", "logs", "logs.tar.gz"}

@@ -35,6 +35,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--at-once", type=int, default=5, help="runs that share a GPU, about 20 GB each, where not timed"
     )
+    parser.add_argument(
+        "--extra", action="store_true", help="run the builds with one patch more, which lie beside the others"
+    )
     parser.add_argument("--logical", type=Path, help="logical_gpus.so: two devices of one card")
     parser.add_argument("--long-digits", type=int, default=1780, help="tokens of the long prompt")
     return parser
@@ -76,6 +79,7 @@ def _run(argv: Sequence[str]) -> int:
         logs=logs,
         scratch=options.scratch,
         logical=options.logical,
+        extra=options.extra,
         at_once=options.at_once,
         deadline=Deadline(end=time.monotonic() + options.seconds),
     )

@@ -6,12 +6,13 @@
 #
 #   --out DIR            gets summary.json, the builds' logs and logs.tar.gz, which holds every run's output
 #   --source TARBALL     the pinned llama.cpp tree; not needed where no binary is missing
-#   --patches DIR        the series: the file `series`, and the patches that it names; likewise
+#   --patches DIR        the series: the file `series`, and the patches that it names; likewise. A binary that was
+#                        built of another source, series or architecture is built again
 #   --parts LIST         of validate,ties,identity,drift,negative,pressure,speed,explain,router; all but router by default
 #   --arch NUMBER        CUDA architecture to compile for (90)
 #   --deadline SECONDS   time for everything (540); a part without time left fails
 #   --work DIR           trees, build folder, models, dumps (/tmp/proof)
-#   --bin DIR            the binaries (WORK/bin); those that are there are not built again
+#   --bin DIR            the binaries (WORK/bin), each with NAME.of, which says what it was built of
 #   --ccache PROGRAM     goes before every compiler
 #   --model FILE         a full model, with tiny.gguf and ties.gguf beside it; else they are written
 #   --writer DIR         goes into PYTHONPATH: holds llama_images, and gguf where models are written (this checkout)
@@ -44,7 +45,7 @@ file() { # option path
 
 # --- options ---
 
-source_tar='' patches='' out='' work=/tmp/proof bin='' arch=90 deadline=540 at_once=5 logical=no
+source_tar='' patches='' out='' work=/tmp/proof bin='' arch='' deadline=540 at_once=5 logical=no
 parts=validate,ties,identity,drift,negative,pressure,speed,explain
 model='' writer=$here/../../.. debug_patch=$here/debug-logits.patch extra_patch='' ccache=''
 while [ $# -gt 0 ]; do
@@ -108,18 +109,96 @@ work=$(mkdir -p "$work" && cd "$work" && pwd)
 out=$(mkdir -p "$out" && cd "$out" && pwd)
 bin=${bin:-$work/bin}
 bin=$(mkdir -p "$bin" && cd "$bin" && pwd)
-missing=()
-for name in patched extra patched-dump broken-copy broken-pointer broken-kv stock stock-dump extra-dump; do
-    if [[ $needed = *" $name "* && ! -x $bin/$name ]]; then missing+=("$name"); fi
-done
+
+# --- what the binaries are built of, and which have to be built ---
+
+series() { # the patches of the series, in order
+    sed 's/#.*//' "$patches/series" | awk -v folder="$patches" 'NF { print folder "/" $1 }'
+}
+on_top() { # variant: what is applied to the pinned tree after the series, if that is
+    case $1 in *-dump | broken-*) echo "$debug_patch" ;; esac
+    case $1 in
+        extra*) echo "$extra_patch" ;;
+        broken-*) echo "$here/$1.patch" ;;
+    esac
+}
+patches_of() { # variant: what is applied to the pinned tree
+    case $1 in patched* | extra* | broken-*) series ;; esac
+    on_top "$1"
+}
+digest() { # FILE...: sha256 over them, one after the other
+    cat -- /dev/null "$@" | sha256sum | cut -d ' ' -f 1
+}
+wanted() { # variant: what it should be built of, a line "KEY VALUE" each, as far as that is told
+    local list
+    [ -z "$source_tar" ] || echo "source $source_digest"
+    case $1 in
+        stock*) ;;
+        *) [ -z "$patches" ] || echo "series $series_digest" ;;
+    esac
+    mapfile -t list < <(on_top "$1")
+    echo "more $(digest "${list[@]}")"
+    [ -z "$arch" ] || echo "arch $arch"
+}
+built_of() { # variant key: the value in the file beside the binary, if there is one
+    [ ! -e "$bin/$1.of" ] || sed -n "s/^$2 //p" "$bin/$1.of"
+}
+scan() { # sets `missing`, the variants that have to be built, and `why`
+    local name key value
+    missing=() why=''
+    for name in patched extra patched-dump broken-copy broken-pointer broken-kv stock stock-dump extra-dump; do
+        [[ $needed = *" $name "* ]] || continue
+        if [ ! -x "$bin/$name" ]; then
+            missing+=("$name")
+            continue
+        fi
+        # Without a word of what is asked for, what someone laid there is taken as it is.
+        if [ ! -e "$bin/$name.of" ] && [[ -z $source_tar$patches$arch ]]; then continue; fi
+        while read -r key value; do
+            [ "$value" != "$(built_of "$name" "$key")" ] || continue
+            missing+=("$name")
+            case $key in
+                more) key='patch on top' ;;
+                arch) key=architecture ;;
+            esac
+            why=${why:-"$bin/$name is not known to be of this $key"}
+            break
+        done < <(wanted "$name")
+    done
+}
+agreed() { # key: its value, which all binaries share; "unknown" where nothing tells
+    local name value values
+    values=$(for name in $needed; do
+        if [[ $1 = series && $name = stock* ]]; then continue; fi
+        value=$(wanted "$name" | sed -n "s/^$1 //p")
+        value=${value:-$(built_of "$name" "$1")}
+        echo "${value:-unknown}"
+    done | sort -u)
+    [ "$(wc -l <<< "$values")" -eq 1 ] ||
+        wrong "the binaries in $bin are of different ${2:-$1}: give --source and --patches"
+    echo "${values:-unknown}"
+}
+[ -z "$source_tar" ] || file --source "$source_tar"
+[ -z "$patches" ] || file --patches "$patches/series"
+source_digest='' series_digest=''
+[ -z "$source_tar" ] || source_digest=$(digest "$source_tar")
+if [ -n "$patches" ]; then
+    mapfile -t list < <(series)
+    for path in "${list[@]}"; do file --patches "$path"; done
+    series_digest=$(digest "${list[@]}")
+fi
+[[ -z $source_tar || -z $patches ]] || arch=${arch:-90}
+scan
 if [ ${#missing[@]} -gt 0 ]; then
-    [[ $source_tar && $patches ]] || wrong "$bin has no ${missing[*]}: give --source and --patches"
-    file --source "$source_tar"
-    file --patches "$patches/series"
+    [[ $source_tar && $patches ]] ||
+        wrong "${why:-"$bin has no ${missing[*]}"}: give --source and --patches"
     for program in cmake ninja nvcc c++ ${ccache:+"$ccache"}; do
         [ -n "$(command -v "$program")" ] || die 3 "$program is not installed, or not in PATH"
     done
 fi
+source_digest=$(agreed source sources)
+series_digest=$(agreed series)
+arch=$(agreed arch architectures)
 
 export PYTHONPATH=$writer${PYTHONPATH:+:$PYTHONPATH}
 python3 -c 'import numpy, llama_images.validators' 2> /dev/null ||
@@ -158,17 +237,6 @@ fi
 
 src=$work/src build=$work/build
 
-series() { # the patches of the series, in order
-    sed 's/#.*//' "$patches/series" | awk -v folder="$patches" 'NF { print folder "/" $1 }'
-}
-patches_of() { # variant: what is applied to the pinned tree
-    case $1 in patched* | extra* | broken-*) series ;; esac
-    case $1 in *-dump | broken-*) echo "$debug_patch" ;; esac
-    case $1 in
-        extra*) echo "$extra_patch" ;;
-        broken-*) echo "$here/$1.patch" ;;
-    esac
-}
 lay_out() { # variant: change the source tree into it; a file that stays the same keeps its time stamp
     local list file
     mapfile -t list < <(patches_of "$1")
@@ -187,6 +255,8 @@ build_variant() { # variant jobs
     ninja -C "$build" -j "$2" llama-diffusion-cli >> "$out/build.log" 2>&1
     cp "$build/bin/llama-diffusion-cli" "$bin/$1.part"
     mv "$bin/$1.part" "$bin/$1"
+    wanted "$1" > "$bin/$1.of.part"
+    mv "$bin/$1.of.part" "$bin/$1.of"
     say "built $1"
 }
 unpack() { # the pinned tree, twice: one to build, one to go back to
@@ -228,11 +298,15 @@ build_rest() { # in its own shell, which ends at the first variant that does not
     done
 }
 
+say "series $series_digest"
+say "source $source_digest, architecture $arch"
 rm -f "$work/built"
 build_pid=''
 if [ ${#missing[@]} -gt 0 ]; then
     : > "$out/build.log"
     unpack
+    # A run takes a binary as soon as it is there, so that one of something else must be gone.
+    for name in "${missing[@]}"; do rm -f "$bin/$name.of" "$bin/$name"; done
     lay_out patched
     # What fails in `a || b` does not end the functions that a calls; in the background it does.
     spawn configure
@@ -258,6 +332,7 @@ cat "$model" > /dev/null # into the page cache: a run should not time the disk
 
 options=(--bin "$bin" --model "$model" --out "$out" --parts "$parts" --built "$work/built" --scratch "$work")
 options+=(--at-once "$at_once")
+[ -z "$extra_patch" ] || options+=(--extra)
 if [ "$logical" = yes ]; then
     cc -shared -fPIC -O2 -o "$work/logical_gpus.so" "$here/../logical_gpus.c" -ldl ||
         die 3 "logical_gpus.c did not compile"

@@ -75,6 +75,8 @@ class Bench:
     at_once: int
     """Runs that share the GPUs, where they are not timed."""
     deadline: Deadline
+    extra: bool = False
+    """Whether the builds with one patch more are run; those of an earlier campaign may still be there."""
     stop: threading.Event = field(default_factory=threading.Event)
     """Set to end every run."""
 
