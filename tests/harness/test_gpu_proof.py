@@ -16,7 +16,9 @@ import sys
 import tarfile
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,9 +69,13 @@ def proof(tmp_path: Path, *options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+def summary(tmp_path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((tmp_path / "out" / "summary.json").read_text())
+    return found
+
+
 def verdicts(tmp_path: Path) -> dict[str, bool]:
-    found = json.loads((tmp_path / "out" / "summary.json").read_text())["verdicts"]
-    return {name: verdict["ok"] for name, verdict in found.items()}
+    return {name: verdict["ok"] for name, verdict in summary(tmp_path)["verdicts"].items()}
 
 
 def test_good_runs_pass_and_what_is_broken_is_found(tmp_path: Path) -> None:
@@ -303,8 +309,21 @@ def test_a_binary_of_something_else_is_not_proved(tmp_path: Path) -> None:
     done = prove(tmp_path)
     assert not built(done)
     digest = hashlib.sha256(PATCH.encode()).hexdigest()
+    pin = hashlib.sha256(source.read_bytes()).hexdigest()
     assert f"] series {digest}\n" in done.stdout
-    assert f"] source {hashlib.sha256(source.read_bytes()).hexdigest()}, architecture 90\n" in done.stdout
+    assert f"] source {pin}, architecture 90\n" in done.stdout
+    proved = summary(tmp_path)["proved"]
+    age = datetime.now(UTC) - datetime.fromisoformat(proved.pop("date"))
+    assert timedelta(0) <= age < timedelta(minutes=5)
+    folders = f"--out {tmp_path}/out --work {tmp_path}/work --model {tmp_path}/full.gguf"
+    assert proved == {
+        "series": digest,
+        "source": pin,
+        "arch": "90",
+        "command": f"proof.sh {folders} --parts validate",
+        "parts": ["validate"],
+        "logical": False,
+    }
     assert not built(prove(tmp_path, "--patches", series))
     patches(tmp_path, PATCH, PATCH.replace("two", "TWO").replace("+TWO", "+2"))
     refused = "patched is not known to be of this {}: give --source and --patches"
@@ -352,6 +371,8 @@ def test_a_binary_that_is_there_is_not_built_again(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "] series unknown\n" in done.stdout
+    proved = summary(tmp_path)["proved"]
+    assert {proved[key] for key in ("series", "source", "arch")} == {None}
     assert done.stdout.splitlines()[-1].endswith("done, exit code 0")
     assert all(verdicts(tmp_path).values())
     assert {path.name for path in out.iterdir()} == {"summary.json", "logs", "logs.tar.gz"}

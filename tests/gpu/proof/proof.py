@@ -10,6 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
@@ -39,6 +40,10 @@ def _parser() -> argparse.ArgumentParser:
         "--extra", action="store_true", help="run the builds with one patch more, which lie beside the others"
     )
     parser.add_argument("--logical", type=Path, help="logical_gpus.so: two devices of one card")
+    for name in ("source", "series", "arch", "command"):
+        parser.add_argument(
+            f"--{name}", default="unknown", help="for the summary, which says what was proved"
+        )
     parser.add_argument("--long-digits", type=int, default=1780, help="tokens of the long prompt")
     return parser
 
@@ -83,7 +88,18 @@ def _run(argv: Sequence[str]) -> int:
         at_once=options.at_once,
         deadline=Deadline(end=time.monotonic() + options.seconds),
     )
-    return 0 if run_parts(parts, bench, Report(options.out / "summary.json")) else 1
+    report = Report(options.out / "summary.json")
+    proved = {
+        "series": options.series,
+        "source": options.source,
+        "arch": options.arch,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": options.command,
+        "parts": parts,
+        "logical": options.logical is not None,
+    }
+    report.keep("proved", {key: None if value == "unknown" else value for key, value in proved.items()})
+    return 0 if run_parts(parts, bench, report) else 1
 
 
 def main(argv: Sequence[str]) -> int:
