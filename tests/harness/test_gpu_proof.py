@@ -188,6 +188,7 @@ def script(*options: str | Path, **environment: str) -> subprocess.CompletedProc
 def test_help_names_every_option(tmp_path: Path) -> None:
     done = script("--help")
     assert (done.returncode, done.stderr) == (0, "")
+    assert script("-h").stdout == done.stdout
     text = (PROOF / "proof.sh").read_text()
     parsed = text[text.index("while [ $# -gt 0 ]") : text.index("shift 2")]
     options = {word for word in parsed.replace(")", " ").split() if word.startswith("--")}
@@ -210,6 +211,14 @@ def test_help_names_every_option(tmp_path: Path) -> None:
         (("--out", "OUT", "--at-once", "0"), "--at-once: '0' is no number from 1"),
         (("--out", "OUT", "--logical", "maybe"), "--logical: 'maybe' is neither yes nor no"),
         (("--out", "OUT", "--extra-patch", "/no/such.patch"), "--extra-patch: /no/such.patch is no file"),
+        (("--out", "/proc/none"), "--out: the folder /proc/none can't be made"),
+        (("--out", "OUT", "--work", "/dev/null/work"), "--work: the folder /dev/null/work can't be made"),
+        (("--out", "OUT", "--bin", __file__), f"--bin: the folder {__file__} can't be made"),
+        (("--out", "OUT", "--arch", "sm_120"), "--arch: 'sm_120' is no number such as 90: give 120"),
+        (("--out", "OUT", "--arch", "12.0"), "--arch: '12.0' is no number such as 90: give 120"),
+        (("--out", "OUT", "--arch", "native"), "--arch: 'native' is no number such as 90\n"),
+        (("--out", "OUT", "--writer", "/nope"), "--writer: /nope is no folder"),
+        (("--out", "OUT", "--parts", " validate, ties"), "has no patched stock: give"),
         (("--out", "OUT", "--parts", "ties"), "has no patched stock: give --source and --patches"),
         (("--out", "OUT", "--source", "/no/such.tar", "--patches", "."), "--source: /no/such.tar is no file"),
         (
@@ -330,6 +339,43 @@ def test_a_binary_of_something_else_is_not_proved(tmp_path: Path) -> None:
     assert_refused(prove(tmp_path, "--patches", series), refused.format("series"))
     assert_refused(prove(tmp_path, "--source", LOGS / "broken-copy.log"), refused.format("source"))
     assert_refused(prove(tmp_path, "--arch", "80"), refused.format("architecture"))
+
+
+ADDS = "--- /dev/null\n+++ b/src/new.cpp\n@@ -0,0 +1 @@\n+new\n"
+RENAMED = PATCH.replace("src/a.cpp", "src/b.cpp")
+
+
+@pytest.mark.parametrize(
+    ("series", "error"),
+    [
+        ((PATCH, ADDS), "0002.patch:1: files are only changed here, not made, removed or renamed"),
+        ((PATCH, PATCH), "0002.patch: the hunk at line 1 does not apply to src/a.cpp"),
+        ((RENAMED,), "0001.patch: there is no file src/b.cpp to change"),
+        (("no patch\n",), "0001.patch: holds no diff"),
+        ((PATCH[:-10],), "0001.patch: ends in the middle of a hunk for src/a.cpp"),
+    ],
+)
+def test_a_series_that_can_not_be_applied_is_one_line(
+    tmp_path: Path, series: tuple[str, ...], error: str
+) -> None:
+    done = prove(tmp_path, "--source", archive(tmp_path), "--patches", patches(tmp_path, *series))
+    assert_refused(done, f"proof: {error}\n")
+    assert not (tmp_path / "cmake.calls").exists()
+
+
+def test_a_source_that_is_no_tree_is_one_line(tmp_path: Path) -> None:
+    series = ("--patches", patches(tmp_path, PATCH))
+    log = LOGS / "broken-copy.log"
+    assert_refused(prove(tmp_path, "--source", log, *series), f"--source: {log} can't be unpacked\n")
+    empty = archive(tmp_path, {"README": ""})
+    assert_refused(prove(tmp_path, "--source", empty, *series), "holds no tree with a CMakeLists.txt")
+
+
+def test_a_model_without_those_that_the_parts_need_is_one_line(tmp_path: Path) -> None:
+    replay(tmp_path / "bin", patched="validate-short-1gpu", stock="ties-stock-1gpu")
+    for part, model in {"ties": "ties.gguf", "speed": "tiny.gguf"}.items():
+        done = prove(tmp_path, "--bin", tmp_path / "bin", "--parts", f"validate, {part}")
+        assert_refused(done, f"--model: the part {part} needs {model} beside {tmp_path}/full.gguf\n")
 
 
 def test_binaries_of_different_series_are_not_proved_together(tmp_path: Path) -> None:

@@ -41,6 +41,12 @@ number() { # option value
 }
 file() { # option path
     [ -f "$2" ] || wrong "$1: $2 is no file"
+    [ -r "$2" ] || wrong "$1: $2 can't be read"
+}
+folder() { # option path: makes it, and prints where it is
+    mkdir -p -- "$2" 2> /dev/null || wrong "$1: the folder $2 can't be made"
+    [ -w "$2" ] || wrong "$1: $2 can't be written to"
+    (cd -- "$2" && pwd)
 }
 
 # --- options ---
@@ -50,7 +56,7 @@ source_tar='' patches='' out='' work=/tmp/proof bin='' arch='' deadline=540 at_o
 parts=validate,ties,identity,drift,negative,pressure,speed,explain
 model='' writer=$here/../../.. debug_patch=$here/debug-logits.patch extra_patch='' ccache=''
 while [ $# -gt 0 ]; do
-    if [ "$1" = --help ]; then
+    if [ "$1" = --help ] || [ "$1" = -h ]; then
         sed -n '2,/^# 3:/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
         exit 0
     fi
@@ -83,6 +89,11 @@ done
 number --deadline "$deadline"
 number --at-once "$at_once"
 [[ $logical = yes || $logical = no ]] || wrong "--logical: '$logical' is neither yes nor no"
+if [ -n "$arch" ] && ! [[ $arch =~ ^[1-9][0-9]{1,2}$ ]]; then
+    digits=${arch//[!0-9]/}
+    wrong "--arch: '$arch' is no number such as 90${digits:+: give ${digits:0:3}}"
+fi
+[ -d "$writer" ] || wrong "--writer: $writer is no folder"
 file --debug-patch "$debug_patch"
 [ -z "$extra_patch" ] || file --extra-patch "$extra_patch"
 
@@ -100,16 +111,17 @@ needs() { # part: the binaries that it runs
 }
 needed=' '
 IFS=, read -ra part_names <<< "$parts"
-for part in "${part_names[@]}"; do
+for at in "${!part_names[@]}"; do
+    read -r part <<< "${part_names[at]}" # without the blanks around it
+    part_names[at]=$part
     more=$(needs "$part")
     needed+="$more "
 done
 parts=$(IFS=, && echo "${part_names[*]}")
 
-work=$(mkdir -p "$work" && cd "$work" && pwd)
-out=$(mkdir -p "$out" && cd "$out" && pwd)
-bin=${bin:-$work/bin}
-bin=$(mkdir -p "$bin" && cd "$bin" && pwd)
+work=$(folder --work "$work")
+out=$(folder --out "$out")
+bin=$(folder --bin "${bin:-$work/bin}")
 
 # --- what the binaries are built of, and which have to be built ---
 
@@ -193,9 +205,44 @@ scan
 if [ ${#missing[@]} -gt 0 ]; then
     [[ $source_tar && $patches ]] ||
         wrong "${why:-"$bin has no ${missing[*]}"}: give --source and --patches"
-    for program in cmake ninja nvcc c++ ${ccache:+"$ccache"}; do
-        [ -n "$(command -v "$program")" ] || die 3 "$program is not installed, or not in PATH"
-    done
+fi
+
+# --- the trees, before anything takes long: whatever can't be unpacked or patched is told at once ---
+
+unpack() { # the pinned tree, twice: one to build, one to go back to
+    local found list name path
+    src=$work/src
+    rm -rf "$src" "$work/stock"
+    mkdir -p "$src"
+    # Time stamps of now: objects of an earlier call may be of another variant.
+    tar xmf "$source_tar" -C "$src" 2> /dev/null || wrong "--source: $source_tar can't be unpacked"
+    if [ ! -e "$src/CMakeLists.txt" ]; then
+        found=$(find "$src" -mindepth 2 -maxdepth 2 -name CMakeLists.txt -printf '%h\n' -quit)
+        [ -n "$found" ] || wrong "--source: $source_tar holds no tree with a CMakeLists.txt"
+        src=$found
+    fi
+    cp -r "$src" "$work/stock"
+    for name in patched "${missing[@]}"; do
+        mapfile -t list < <(patches_of "$name")
+        for path in "${list[@]}"; do sed -n 's|^+++ b/\([^\t]*\).*|\1|p' "$path"; done
+    done | sort -u > "$work/touched"
+}
+mix() { # variant: into WORK/next come the files that any patch touches, as this variant has them
+    local list file error
+    mapfile -t list < <(patches_of "$1")
+    rm -rf "$work/next"
+    mkdir "$work/next"
+    while read -r file; do
+        [ -f "$work/stock/$file" ] || continue # apply_patch.py says which patch wants what is not there
+        mkdir -p "$work/next/$(dirname "$file")"
+        cp "$work/stock/$file" "$work/next/$file"
+    done < "$work/touched"
+    [ ${#list[@]} -gt 0 ] || return 0
+    error=$(python3 "$here/apply_patch.py" "$work/next" "${list[@]}" 2>&1) || wrong "${error#apply_patch: }"
+}
+if [ ${#missing[@]} -gt 0 ]; then
+    unpack
+    for name in patched "${missing[@]}"; do mix "$name"; done
 fi
 source_digest=$(agreed source sources)
 series_digest=$(agreed series)
@@ -204,6 +251,9 @@ arch=$(agreed arch architectures)
 export PYTHONPATH=$writer${PYTHONPATH:+:$PYTHONPATH}
 python3 -c 'import numpy, llama_images.validators' 2> /dev/null ||
     wrong "python3 finds no numpy, or no llama_images: give --writer DIR"
+beside() { # part model: one that the part runs as well, if it is asked for
+    [[ ,$parts, != *,$1,* || -f $(dirname "$model")/$2 ]] || wrong "--model: the part $1 needs $2 beside $model"
+}
 write=''
 if [ -z "$model" ]; then
     model=$work/full.gguf
@@ -214,6 +264,14 @@ if [ -n "$write" ]; then
         wrong "python3 finds no gguf to write models with: give --writer DIR, or --model FILE"
 else
     file --model "$model"
+    beside ties ties.gguf
+    [ "$logical" = yes ] || beside speed tiny.gguf
+fi
+
+if [ ${#missing[@]} -gt 0 ]; then
+    for program in cmake ninja nvcc c++ ${ccache:+"$ccache"}; do
+        [ -n "$(command -v "$program")" ] || die 3 "$program is not installed, or not in PATH"
+    done
 fi
 
 # shellcheck disable=SC2154 # the loop assigns it
@@ -236,17 +294,11 @@ fi
 
 # --- the binaries: one build folder, so that every variant after the first compiles only what differs ---
 
-src=$work/src build=$work/build
+build=$work/build
 
 lay_out() { # variant: change the source tree into it; a file that stays the same keeps its time stamp
-    local list file
-    mapfile -t list < <(patches_of "$1")
-    rm -rf "$work/next"
-    while read -r file; do
-        mkdir -p "$work/next/$(dirname "$file")"
-        cp "$work/stock/$file" "$work/next/$file"
-    done < "$work/touched"
-    [ ${#list[@]} -eq 0 ] || python3 "$here/apply_patch.py" "$work/next" "${list[@]}"
+    local file
+    mix "$1"
     while read -r file; do
         cmp -s "$work/next/$file" "$src/$file" || cp "$work/next/$file" "$src/$file"
     done < "$work/touched"
@@ -259,23 +311,6 @@ build_variant() { # variant jobs
     wanted "$1" > "$bin/$1.of.part"
     mv "$bin/$1.of.part" "$bin/$1.of"
     say "built $1"
-}
-unpack() { # the pinned tree, twice: one to build, one to go back to
-    local file
-    rm -rf "$src" "$work/stock"
-    mkdir -p "$src"
-    # Time stamps of now: objects of an earlier call may be of another variant.
-    tar xmf "$source_tar" -C "$src" || wrong "--source: $source_tar can't be unpacked"
-    if [ ! -e "$src/CMakeLists.txt" ]; then
-        src=$(find "$src" -mindepth 2 -maxdepth 2 -name CMakeLists.txt -printf '%h\n' -quit)
-        [ -n "$src" ] || wrong "--source: $source_tar holds no tree with a CMakeLists.txt"
-    fi
-    cp -r "$src" "$work/stock"
-    for name in patched "${missing[@]}"; do patches_of "$name"; done | sort -u > "$work/patch-list"
-    while read -r file; do
-        [ -f "$file" ] || wrong "--patches: $file is no file"
-        sed -n 's|^+++ b/||p' "$file"
-    done < "$work/patch-list" | sort -u > "$work/touched"
 }
 configure() {
     local options=(
@@ -305,7 +340,6 @@ rm -f "$work/built"
 build_pid=''
 if [ ${#missing[@]} -gt 0 ]; then
     : > "$out/build.log"
-    unpack
     # A run takes a binary as soon as it is there, so that one of something else must be gone.
     for name in "${missing[@]}"; do rm -f "$bin/$name.of" "$bin/$name"; done
     lay_out patched
