@@ -28,9 +28,10 @@ LOGS = ROOT / "tests" / "unit" / "data" / "proof"
 
 
 def call(*argv: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    own = {name: value for name, value in os.environ.items() if name != "CUDA_VISIBLE_DEVICES"}
     return subprocess.run(
         [str(word) for word in argv],
-        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"} | environment,
+        env=own | {"PYTHONDONTWRITEBYTECODE": "1"} | environment,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
@@ -58,15 +59,14 @@ def replay(folder: Path, **logs: str) -> None:
         stand_in(folder, name.replace("_", "-"), f"exec cat '{LOGS / log}.log'")
 
 
-def proof(tmp_path: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def proof(tmp_path: Path, *options: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """``proof.py`` on the stand-ins in ``bin``, with this interpreter and the checkout for a writer."""
     model = tmp_path / "full.gguf"
     model.touch()
     model.with_name("ties.gguf").touch()
     folders = ("--bin", tmp_path / "bin", "--out", tmp_path / "out", "--scratch", tmp_path / "scratch")
-    return call(
-        sys.executable, PROOF / "proof.py", *folders, "--model", model, *options, PYTHONPATH=str(ROOT)
-    )
+    argv: list[str | Path] = [sys.executable, PROOF / "proof.py", *folders, "--model", model, *options]
+    return call(*argv, PYTHONPATH=str(ROOT), **environment)
 
 
 def summary(tmp_path: Path) -> dict[str, Any]:
@@ -265,9 +265,29 @@ def patches(tmp_path: Path, *texts: str) -> Path:
     return folder
 
 
+def cards(tmp_path: Path, *capabilities: str) -> None:
+    """What nvidia-smi tells: GPUs of these compute capabilities, or that there is no driver."""
+    if not capabilities:
+        failed = "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver."
+        stand_in(tmp_path / "tools", "nvidia-smi", f'echo "{failed}"; exit 9')
+        return
+    lines = [f"{at}, GPU-{at}{at}, NVIDIA H100, 580.1, 81559 MiB" for at in range(len(capabilities))]
+    told = tmp_path / "told"
+    told.mkdir(exist_ok=True)
+    (told / "capabilities").write_text("\n".join(capabilities) + "\n")
+    (told / "cards").write_text("\n".join(lines) + "\n")
+    asked = f"*compute_cap*) cat '{told}/capabilities' ;; *) cat '{told}/cards' ;;"
+    stand_in(tmp_path / "tools", "nvidia-smi", f'case "$*" in {asked} esac')
+
+
 def machine(tmp_path: Path) -> dict[str, str]:
-    """The environment of a machine whose compiler takes no time: what it built prints a good run's log."""
+    """The environment of a machine whose compiler takes no time: what it built prints a good run's log.
+
+    It has two GPUs, where no others were laid there.
+    """
     tools = tmp_path / "tools"
+    if not (tools / "nvidia-smi").exists():
+        cards(tmp_path, "9.0", "9.0")
     log = LOGS / "validate-short-1gpu.log"
     binary = f"{tmp_path}/work/build/bin/llama-diffusion-cli"
     stand_in(tools, "cmake", f"echo \"$@\" >> {tmp_path}/cmake.calls; mkdir -p '{tmp_path}/work/build/bin'")
@@ -281,12 +301,12 @@ def machine(tmp_path: Path) -> dict[str, str]:
     return {"PATH": f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
 
-def prove(tmp_path: Path, *options: str | Path) -> subprocess.CompletedProcess[str]:
+def prove(tmp_path: Path, *options: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """``proof.sh`` on that machine, for the part whose one binary is the patched one."""
     model = tmp_path / "full.gguf"
     model.touch()
     folders = ("--out", tmp_path / "out", "--work", tmp_path / "work", "--model", model)
-    return script(*folders, "--parts", "validate", *options, **machine(tmp_path))
+    return script(*folders, "--parts", "validate", *options, **machine(tmp_path), **environment)
 
 
 def built(done: subprocess.CompletedProcess[str]) -> bool:
@@ -303,12 +323,16 @@ def test_a_binary_is_built_again_once_what_it_is_of_has_changed(tmp_path: Path) 
     patches(tmp_path, PATCH.replace("TWO", "2"))
     assert built(prove(tmp_path, *given))
     assert "# one 2 three" in binary.read_text()
-    assert built(prove(tmp_path, *given, "--arch", "80"))
-    assert not built(prove(tmp_path, *given, "--arch", "80"))
     archive(tmp_path, TREE | {"LICENSE": "MIT\n"})
-    assert built(prove(tmp_path, *given, "--arch", "80"))
+    assert built(prove(tmp_path, *given))
     binary.with_name("patched.of").unlink()  # as a call that was ended in between leaves it
-    assert built(prove(tmp_path, *given, "--arch", "80"))
+    assert built(prove(tmp_path, *given))
+    cards(tmp_path, "10.0", "10.0")
+    assert built(prove(tmp_path, *given))
+    assert not built(prove(tmp_path, *given, "--arch", "100"))
+    calls = (tmp_path / "cmake.calls").read_text().splitlines()
+    wanted = [f"-DCMAKE_CUDA_ARCHITECTURES={arch}" for arch in (90, 90, 90, 90, 100)]
+    assert [next(word for word in call.split() if "ARCH" in word) for call in calls] == wanted
     assert sorted(path.name for path in binary.parent.iterdir()) == ["patched", "patched.of"]
 
 
@@ -378,6 +402,49 @@ def test_a_model_without_those_that_the_parts_need_is_one_line(tmp_path: Path) -
         assert_refused(done, f"--model: the part {part} needs {model} beside {tmp_path}/full.gguf\n")
 
 
+def test_without_gpus_nothing_is_compiled(tmp_path: Path) -> None:
+    given = ("--source", archive(tmp_path), "--patches", patches(tmp_path, PATCH))
+    done = prove(tmp_path, *given, CUDA_VISIBLE_DEVICES="")
+    assert_refused(done, "proof: no GPU found (CUDA_VISIBLE_DEVICES is '')\n", code=3)
+    cards(tmp_path)
+    done = prove(tmp_path, *given)
+    assert_refused(done, "proof: no GPU found (nvidia-smi, exit code 9: NVIDIA-SMI has failed ", code=3)
+    cards(tmp_path, "9.0")
+    assert_refused(prove(tmp_path, *given), "proof: one GPU found, two are needed: give --logical yes\n")
+    assert not (tmp_path / "cmake.calls").exists()
+    assert built(prove(tmp_path, *given, "--logical", "yes"))
+
+
+def test_what_the_gpus_can_not_run_is_neither_compiled_nor_run(tmp_path: Path) -> None:
+    given = ("--source", archive(tmp_path), "--patches", patches(tmp_path, PATCH))
+    error = "--arch: GPU 0 (NVIDIA H100, architecture 90) can't run code for 120: give --arch 90\n"
+    assert_refused(prove(tmp_path, *given, "--arch", "120"), error)
+    assert not (tmp_path / "cmake.calls").exists()
+    done = prove(tmp_path, *given, "--arch", "80")
+    assert done.stderr == "proof: GPUs of architecture 90 compile the code for 80 as they start\n"
+    assert done.returncode == 0
+    cards(tmp_path, "7.5", "7.5")
+    assert_refused(prove(tmp_path), "can't run code for 80: give --arch 75\n")
+
+
+def test_the_caller_s_choice_of_gpus_is_kept(tmp_path: Path) -> None:
+    cards(tmp_path, "7.5", "9.0", "7.5", "9.0")
+    given = ("--source", archive(tmp_path), "--patches", patches(tmp_path, PATCH))
+    assert built(prove(tmp_path, *given, CUDA_VISIBLE_DEVICES="3, GPU-11"))
+    assert summary(tmp_path)["proved"]["arch"] == "90"
+    assert summary(tmp_path)["gpus"] == ["NVIDIA H100, 580.1, 81559 MiB"] * 2
+    firsts = {log.read_text().split("\n")[0] for log in (tmp_path / "out" / "logs").iterdir()}
+    seen = {word for line in firsts for word in line.split() if word.startswith("CUDA_VISIBLE_DEVICES")}
+    assert seen == {"CUDA_VISIBLE_DEVICES=3", "CUDA_VISIBLE_DEVICES=3,GPU-11"}
+    error = "CUDA_VISIBLE_DEVICES names one GPU, two are needed: name two, or give --logical yes\n"
+    assert_refused(prove(tmp_path, CUDA_VISIBLE_DEVICES="1"), error)
+    done = prove(tmp_path, CUDA_VISIBLE_DEVICES="1,4")
+    assert_refused(done, "CUDA_VISIBLE_DEVICES: nvidia-smi lists no GPU '4'\n")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "tiny.gguf").touch()
+    assert_refused(proof(tmp_path, CUDA_VISIBLE_DEVICES="1"), error)
+
+
 def test_binaries_of_different_series_are_not_proved_together(tmp_path: Path) -> None:
     replay(tmp_path / "bin", patched="validate-short-1gpu", patched_dump="validate-short-1gpu")
     more = {
@@ -413,7 +480,7 @@ def test_a_binary_that_is_there_is_not_built_again(tmp_path: Path) -> None:
     done = script(
         *("--out", out, "--work", tmp_path / "work", "--bin", tmp_path / "bin"),
         *("--model", model, "--parts", "validate"),
-        PATH=f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        **machine(tmp_path),
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "] series unknown\n" in done.stdout

@@ -6,6 +6,7 @@ Exit code 0 where every verdict passed, 1 where one failed, 2 after a wrong use.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import time
@@ -50,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run(argv: Sequence[str]) -> int:
     from gpu_proof.campaign import PARTS, run_parts
+    from gpu_proof.cards import CardError, chosen
     from gpu_proof.report import Report
     from gpu_proof.runs import Bench, Deadline, long_prompt
 
@@ -70,6 +72,11 @@ def _run(argv: Sequence[str]) -> int:
     for part, model in beside.items():
         if part in parts and not options.model.with_name(model).is_file():
             parser.error(f"the part '{part}' needs {model} beside {options.model}")
+    try:
+        cards = chosen(os.environ.get("CUDA_VISIBLE_DEVICES"), 1 if options.logical else 2)
+    except CardError as error:
+        print(f"proof: {error}", file=sys.stderr)
+        return error.exit_code
     logs = options.out / "logs"
     try:
         for folder in (logs, options.scratch):
@@ -85,6 +92,7 @@ def _run(argv: Sequence[str]) -> int:
         scratch=options.scratch,
         logical=options.logical,
         extra=options.extra,
+        cards=cards,
         at_once=options.at_once,
         deadline=Deadline(end=time.monotonic() + options.seconds),
     )

@@ -9,7 +9,7 @@
 #   --patches DIR        the series: the file `series`, and the patches that it names; likewise. A binary that was
 #                        built of another source, series or architecture is built again
 #   --parts LIST         of validate,ties,identity,drift,negative,pressure,speed,explain,router; all but router by default
-#   --arch NUMBER        CUDA architecture to compile for (90)
+#   --arch NUMBER        CUDA architecture to compile for (as nvidia-smi tells, else 90)
 #   --deadline SECONDS   time for everything (540); a part without time left fails
 #   --work DIR           trees, build folder, models, dumps (/tmp/proof)
 #   --bin DIR            the binaries (WORK/bin), each with NAME.of, which says what it was built of
@@ -23,7 +23,7 @@
 #   --help               this text
 #
 # Exit code 0: every verdict passed. 1: one failed, or a variant did not build. 2: wrong use or a bad file.
-# 3: a program is missing, or the series did not build.
+# 3: no GPU is found, a program is missing, or the series did not build.
 # shellcheck disable=SC2317 # functions are reached through `spawn`
 set -euo pipefail
 
@@ -200,7 +200,6 @@ if [ -n "$patches" ]; then
     for path in "${list[@]}"; do file --patches "$path"; done
     series_digest=$(digest "${list[@]}")
 fi
-[[ -z $source_tar || -z $patches ]] || arch=${arch:-90}
 scan
 if [ ${#missing[@]} -gt 0 ]; then
     [[ $source_tar && $patches ]] ||
@@ -240,13 +239,14 @@ mix() { # variant: into WORK/next come the files that any patch touches, as this
     [ ${#list[@]} -gt 0 ] || return 0
     error=$(python3 "$here/apply_patch.py" "$work/next" "${list[@]}" 2>&1) || wrong "${error#apply_patch: }"
 }
-if [ ${#missing[@]} -gt 0 ]; then
+prepare() {
+    local name
     unpack
     for name in patched "${missing[@]}"; do mix "$name"; done
-fi
+}
+if [ ${#missing[@]} -gt 0 ]; then prepare; fi
 source_digest=$(agreed source sources)
 series_digest=$(agreed series)
-arch=$(agreed arch architectures)
 
 export PYTHONPATH=$writer${PYTHONPATH:+:$PYTHONPATH}
 python3 -c 'import numpy, llama_images.validators' 2> /dev/null ||
@@ -268,6 +268,22 @@ else
     [ "$logical" = yes ] || beside speed tiny.gguf
 fi
 
+# --- the GPUs, whose architecture may ask for more builds ---
+
+cards=2
+[ "$logical" = no ] || cards=1
+if [ -z "$arch" ] && [[ -z $source_tar || -z $patches ]]; then
+    arch=$(agreed arch architectures)
+    arch=${arch#unknown}
+    # Nothing is built: what is there was built for that, or nobody knows for what.
+    python3 "$here/find_gpus.py" "$cards" ${arch:+"$arch"} > /dev/null || exit
+    arch=${arch:-unknown}
+else
+    arch=$(python3 "$here/find_gpus.py" "$cards" ${arch:+"$arch"}) || exit
+    before=${#missing[@]}
+    scan
+    if [ ${#missing[@]} -gt "$before" ]; then prepare; fi
+fi
 if [ ${#missing[@]} -gt 0 ]; then
     for program in cmake ninja nvcc c++ ${ccache:+"$ccache"}; do
         [ -n "$(command -v "$program")" ] || die 3 "$program is not installed, or not in PATH"
