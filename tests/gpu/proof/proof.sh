@@ -51,7 +51,11 @@ folder() { # option path: makes it, and prints where it is
 
 # --- options ---
 
-called=$(printf '%q ' "${BASH_SOURCE[0]##*/}" "$@")
+called=proof.sh # for the summary: the command line as it can be given again
+for word; do
+    [[ $word =~ ^[A-Za-z0-9_./,:=@+-]+$ ]] || word=${word@Q}
+    called+=" $word"
+done
 source_tar='' patches='' out='' work=/tmp/proof bin='' arch='' deadline=540 at_once=5 logical=no
 parts=validate,ties,identity,drift,negative,pressure,speed,explain
 model='' writer=$here/../../.. debug_patch=$here/debug-logits.patch extra_patch='' ccache=''
@@ -384,7 +388,7 @@ cat "$model" > /dev/null # into the page cache: a run should not time the disk
 options=(--bin "$bin" --model "$model" --out "$out" --parts "$parts" --built "$work/built" --scratch "$work")
 options+=(--at-once "$at_once")
 [ -z "$extra_patch" ] || options+=(--extra)
-options+=(--source "$source_digest" --series "$series_digest" --arch "$arch" --command "${called% }")
+options+=(--source "$source_digest" --series "$series_digest" --arch "$arch" --command "$called")
 if [ "$logical" = yes ]; then
     cc -shared -fPIC -O2 -o "$work/logical_gpus.so" "$here/../logical_gpus.c" -ldl ||
         die 3 "logical_gpus.c did not compile"
