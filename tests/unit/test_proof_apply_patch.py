@@ -73,7 +73,7 @@ def test_an_empty_line_of_context_may_have_lost_its_blank(tmp_path: Path) -> Non
         ("", "holds no diff"),
         ("--- /dev/null\n+++ b/new.txt\n@@ -0,0 +1 @@\n+new\n", "only changed here"),
         ("--- a/a.txt\n@@ -1 +1 @@\n-one\n+uno\n", "no line"),
-        ("--- a/b.txt\n+++ b/b.txt\n@@ -1 +1 @@\n-one\n+uno\n", "No such file"),
+        ("--- a/b.txt\n+++ b/b.txt\n@@ -1 +1 @@\n-one\n+uno\n", "there is no file b.txt to change"),
     ],
 )
 def test_what_does_not_fit_is_refused(tmp_path: Path, diff: str, message: str) -> None:

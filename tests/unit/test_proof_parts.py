@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import json
 import math
 import sys
@@ -75,6 +76,19 @@ def test_two_devices_are_made_of_one_card_only_for_a_turn_that_wants_two(tmp_pat
     one = environment(Turn(name="t", binary="b", options=(), gpus="0"), logical)
     assert one["CUDA_VISIBLE_DEVICES"] == "0"
     assert "LD_PRELOAD" not in one
+
+
+def test_a_turn_s_devices_are_places_in_the_caller_s_list(tmp_path: Path) -> None:
+    two = dataclasses.replace(bench(tmp_path), cards=("3", "GPU-5a"))
+    seen = {
+        gpus: environment(Turn(name="t", binary="b", options=(), gpus=gpus), two)["CUDA_VISIBLE_DEVICES"]
+        for gpus in ("0", "1", "0,1", "1,0", "")
+    }
+    assert seen == {"0": "3", "1": "GPU-5a", "0,1": "3,GPU-5a", "1,0": "GPU-5a,3", "": ""}
+    one = dataclasses.replace(bench(tmp_path, logical=tmp_path / "logical_gpus.so"), cards=("3",))
+    for gpus in ("0", BOTH):
+        turn = Turn(name="t", binary="b", options=(), gpus=gpus)
+        assert environment(turn, one)["CUDA_VISIBLE_DEVICES"] == "3"
 
 
 def test_what_wants_a_second_card_is_marked() -> None:
@@ -174,6 +188,7 @@ def test_the_proof_needs_nothing_that_a_bare_machine_lacks() -> None:
     seen: set[Path] = set()
     assert foreign(PROOF / "proof.py", seen) == set()
     assert foreign(PROOF / "apply_patch.py", seen) == set()
+    assert foreign(PROOF / "find_gpus.py", seen) == set()
     modules = {
         path
         for path in (PROOF / "gpu_proof").glob("*.py")

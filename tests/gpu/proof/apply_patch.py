@@ -94,6 +94,8 @@ def apply(folder: Path, patches: Sequence[Path]) -> None:
             hunks = list(read_hunks(patch.read_text(encoding="utf-8"), patch.name))
             for hunk in hunks:
                 if hunk.path not in files:
+                    if not (folder / hunk.path).is_file():
+                        raise PatchError(f"{patch.name}: there is no file {hunk.path} to change")
                     files[hunk.path] = (folder / hunk.path).read_text(encoding="utf-8").split("\n")
         except (OSError, UnicodeDecodeError) as error:
             raise PatchError(f"{patch.name}: {error}") from None

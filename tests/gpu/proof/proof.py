@@ -6,10 +6,12 @@ Exit code 0 where every verdict passed, 1 where one failed, 2 after a wrong use.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import NoReturn
 
@@ -35,13 +37,21 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--at-once", type=int, default=5, help="runs that share a GPU, about 20 GB each, where not timed"
     )
+    parser.add_argument(
+        "--extra", action="store_true", help="run the builds with one patch more, which lie beside the others"
+    )
     parser.add_argument("--logical", type=Path, help="logical_gpus.so: two devices of one card")
+    for name in ("source", "series", "arch", "command"):
+        parser.add_argument(
+            f"--{name}", default="unknown", help="for the summary, which says what was proved"
+        )
     parser.add_argument("--long-digits", type=int, default=1780, help="tokens of the long prompt")
     return parser
 
 
 def _run(argv: Sequence[str]) -> int:
     from gpu_proof.campaign import PARTS, run_parts
+    from gpu_proof.cards import CardError, chosen
     from gpu_proof.report import Report
     from gpu_proof.runs import Bench, Deadline, long_prompt
 
@@ -62,6 +72,11 @@ def _run(argv: Sequence[str]) -> int:
     for part, model in beside.items():
         if part in parts and not options.model.with_name(model).is_file():
             parser.error(f"the part '{part}' needs {model} beside {options.model}")
+    try:
+        cards = chosen(os.environ.get("CUDA_VISIBLE_DEVICES"), 1 if options.logical else 2)
+    except CardError as error:
+        print(f"proof: {error}", file=sys.stderr)
+        return error.exit_code
     logs = options.out / "logs"
     try:
         for folder in (logs, options.scratch):
@@ -76,10 +91,23 @@ def _run(argv: Sequence[str]) -> int:
         logs=logs,
         scratch=options.scratch,
         logical=options.logical,
+        extra=options.extra,
+        cards=cards,
         at_once=options.at_once,
         deadline=Deadline(end=time.monotonic() + options.seconds),
     )
-    return 0 if run_parts(parts, bench, Report(options.out / "summary.json")) else 1
+    report = Report(options.out / "summary.json")
+    proved = {
+        "series": options.series,
+        "source": options.source,
+        "arch": options.arch,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": options.command,
+        "parts": parts,
+        "logical": options.logical is not None,
+    }
+    report.keep("proved", {key: None if value == "unknown" else value for key, value in proved.items()})
+    return 0 if run_parts(parts, bench, report) else 1
 
 
 def main(argv: Sequence[str]) -> int:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 
+from gpu_proof.cards import CardError, find_cards, pick
 from gpu_proof.correctness import drift, identity, negative, ties, validate
 from gpu_proof.explaining import explain, router
 from gpu_proof.pressure import pressure
@@ -30,18 +29,17 @@ SHORTEST = 45.0
 """Seconds without which no part is begun."""
 
 
-def gpus() -> list[str]:
-    """Name, driver and memory of each card, as nvidia-smi tells; empty where there is none."""
-    program = shutil.which("nvidia-smi")
-    if program is None:
+def gpus(words: Sequence[str]) -> list[str]:
+    """Name, driver and memory of each card in use, as nvidia-smi tells; empty where it tells nothing."""
+    try:
+        return [card.described for card in pick(find_cards(), words)]
+    except CardError:
         return []
-    argv = [program, "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
-    return subprocess.run(argv, capture_output=True, text=True, check=False).stdout.splitlines()
 
 
 def run_parts(names: Sequence[str], bench: Bench, report: Report) -> bool:
     """Run the parts and say whether every verdict passed. Without any verdict, none failed."""
-    report.keep("gpus", gpus())
+    report.keep("gpus", gpus(bench.cards))
     for name in names:
         if bench.deadline.left() < SHORTEST:
             report.verdict(name, False, "no time")

@@ -153,7 +153,7 @@ ROUTER_PAIRS = (
 def router(bench: Bench, report: Report) -> None:
     """Where the router's fusion is refused, on one device and on two, and what follows from it."""
     bench.wait_until_built(keep=60)
-    plan = {**ROUTER, **(ROUTER_EXTRA if (bench.binaries / "extra-dump").exists() else {})}
+    plan = {**ROUTER, **(ROUTER_EXTRA if bench.extra else {})}
     turns = [
         Turn(
             name=f"router-{name}",

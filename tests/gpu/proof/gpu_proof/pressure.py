@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final, Literal, TypeAlias
 
+from gpu_proof.cards import visible
 from gpu_proof.judging import buffers, how_it_ended, landed, moved
 from gpu_proof.report import Report
-from gpu_proof.runs import ON, Bench, Ran, Turn, run
+from gpu_proof.runs import BOTH, ON, Bench, Ran, Turn, run
 
 Room: TypeAlias = Literal["first", "host"]
 
@@ -34,8 +35,9 @@ class MemoryNotHeldError(Exception):
 
 
 @contextlib.contextmanager
-def held(leave: Mapping[int, int]) -> Iterator[None]:
+def held(leave: Mapping[int, int], bench: Bench) -> Iterator[None]:
     """Only that many MiB are free on each GPU meanwhile. Raises MemoryNotHeldError."""
+    gpus = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": visible(BOTH, bench.cards)}
     argv = [str(Path(__file__).with_name("hold_memory.py")), *(f"{gpu}:{mib}" for gpu, mib in leave.items())]
     child = subprocess.Popen(
         [sys.executable, *argv],
@@ -43,7 +45,7 @@ def held(leave: Mapping[int, int]) -> Iterator[None]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        env={**os.environ, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
+        env={**os.environ, **gpus},
     )
     assert child.stdout is not None
     try:
@@ -96,7 +98,7 @@ def _run_filled(case: Room, room: int, weights: Mapping[str, float], bench: Benc
     leave = {gpu: int(weights[str(gpu)]) + room for gpu in FULL[case]}
     turn = Turn(name=f"pressure-{case}-{room}", binary="patched", options=OPTIONS, steps=6)
     if not bench.logical:
-        with held(leave):
+        with held(leave, bench):
             return run(turn, bench)
     limits = (leave[gpu] + _CONTEXT if gpu in leave else _NO_LIMIT for gpu in (0, 1))
     return run(dataclasses.replace(turn, env={"LOGICAL_GPU_MIB": ",".join(map(str, limits))}), bench)

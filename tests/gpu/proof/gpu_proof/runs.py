@@ -18,9 +18,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gpu_proof.cards import visible
+
 FIRST = "0"
 BOTH = "0,1"
-"""Visible devices, as ``CUDA_VISIBLE_DEVICES`` has them."""
+"""Devices of a turn: places in the campaign's list of cards."""
 
 ON = (
     *("--diffusion-kv-cache", "on"),
@@ -75,6 +77,10 @@ class Bench:
     at_once: int
     """Runs that share the GPUs, where they are not timed."""
     deadline: Deadline
+    cards: Sequence[str] = ("0", "1")
+    """The cards, as ``CUDA_VISIBLE_DEVICES`` has them; one is enough where two devices are made of it."""
+    extra: bool = False
+    """Whether the builds with one patch more are run; those of an earlier campaign may still be there."""
     stop: threading.Event = field(default_factory=threading.Event)
     """Set to end every run."""
 
@@ -186,11 +192,13 @@ def command(turn: Turn, binary: Path, bench: Bench) -> list[str]:
 
 def environment(turn: Turn, bench: Bench) -> dict[str, str]:
     """What the turn adds to the environment."""
-    added = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": turn.gpus, **turn.env}
+    two_of_one = bench.logical is not None and turn.gpus == BOTH
+    gpus = visible(FIRST if two_of_one else turn.gpus, bench.cards)
+    added = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": gpus, **turn.env}
     if turn.dumps:
         added |= {"DG_DUMP_LOGITS": str(bench.dump(turn.name)), "DG_DUMP_ROWS": str(ROWS)}
-    if bench.logical and turn.gpus == BOTH:
-        added |= {"CUDA_VISIBLE_DEVICES": "0", "LOGICAL_GPUS": "2", "LD_PRELOAD": str(bench.logical)}
+    if two_of_one:
+        added |= {"LOGICAL_GPUS": "2", "LD_PRELOAD": str(bench.logical)}
     return added
 
 

@@ -104,7 +104,7 @@ def plan(series: Sequence[str], long_prompt: str) -> tuple[list[Turn], list[Turn
 def speed(bench: Bench, report: Report) -> None:
     """Two devices against one, the last block against the first, and all against the pin."""
     bench.wait_until_built(keep=150)  # compilers would be timed as well
-    series = ["patched", *(["extra"] if (bench.binaries / "extra").exists() else [])]
+    series = ["patched", *(["extra"] if bench.extra else [])]
     before, after = plan(series, bench.long_prompt)
     timed = _Timed(bench, report)
     for turn in before:
