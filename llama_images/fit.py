@@ -130,7 +130,7 @@ def fit_of(
     margin_bytes: int = MARGIN,
     shares: Sequence[float] = (),
 ) -> Fit:
-    """What a setting takes of these cards. ``shares`` gave its layers; without them, some that do are found."""
+    """What a setting takes of these cards; ``shares`` are those that gave its layers, where any did."""
     return Fit(
         setting=setting,
         cards=tuple(cards),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     from llama_images.bench_chart import Chart
@@ -353,6 +353,12 @@ class ModelHub(Protocol):
         """Ask about a file.
 
         Raises OutsideError where the hub can't be reached, refuses, or has no such file.
+        """
+
+    def open(self, file: HubFile) -> IO[bytes]:
+        """A stream of the file's bytes, fetched piece by piece as they are read; nothing is kept.
+
+        Opening asks nothing. Reading raises OutsideError where the hub fails or does not serve pieces.
         """
 
     def download(self, file: HubFile, part: Path, on_progress: Callable[[int], None]) -> None:
