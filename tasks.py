@@ -6,20 +6,16 @@ failed.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import platform as machine
 import re
 import sys
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from json import dumps
 from pathlib import Path
-from typing import Any
 
-import platformdirs
 from invoke.collection import Collection
 from invoke.context import Context
 from invoke.tasks import task
@@ -42,7 +38,8 @@ from llama_images.adapters.series_trees import GitSeriesTrees
 from llama_images.adapters.series_work import GitSeriesWork
 from llama_images.adapters.upstreams import PublicUpstreams
 from llama_images.bench import Hardware
-from llama_images.errors import CheckFailed, LlamaImagesError, UsageError
+from llama_images.cli import FIT_HELP, FitWords, cache_folder, fit_model, guarded
+from llama_images.errors import CheckFailed, UsageError
 from llama_images.matrix import FLAVORS, Source, load_matrix
 from llama_images.models import choose_model
 from llama_images.plan import Plan, choose, choose_platform, make_plan
@@ -84,54 +81,6 @@ from llama_images.workflows.workshop import Workshop, built_image, write_or_remo
 
 ROOT = Path(__file__).resolve().parent
 REPO_VARIABLE = "LLAMA_CPP_REPO"
-CACHE_VARIABLE = "LLAMA_IMAGES_CACHE"
-
-
-def cache_folder() -> Path:
-    """The user's cache of this project; safe to delete."""
-    folder = Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("llama-images"))
-    return folder.expanduser().absolute()
-
-
-def _command(body: Callable[..., None]) -> Callable[..., None]:
-    """Known errors become a line, a hint and an exit code; a defect becomes a line and a file."""
-
-    @functools.wraps(body)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        try:
-            body(*args, **kwargs)
-            sys.stdout.flush()
-        except LlamaImagesError as error:
-            print(f"error: {error.message}", file=sys.stderr)
-            if error.hint:
-                print(f"hint: {error.hint}", file=sys.stderr)
-            raise SystemExit(error.exit_code) from None
-        except KeyboardInterrupt:
-            print("interrupted; what was finished stays, run the same command to go on", file=sys.stderr)
-            raise SystemExit(130) from None
-        except BrokenPipeError:
-            # The reader of our output has gone (`invoke matrix | head`): nothing is left to say, and what the
-            # command would have found is not known. The code is the one of a program that SIGPIPE ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(141) from None
-        except OSError as error:
-            # A write that fails does not say to which file.
-            where = error.filename or f"standard output, or {cache_folder()}"
-            print(f"error: {where}: {error.strerror or error}", file=sys.stderr)
-            print(
-                f"hint: is there room, and is it yours? {CACHE_VARIABLE} names another cache", file=sys.stderr
-            )
-            raise SystemExit(3) from None
-        except Exception as error:
-            report = cache_folder() / "logs" / "defect.txt"
-            with contextlib.suppress(OSError):
-                report.parent.mkdir(parents=True, exist_ok=True)
-                report.write_text(traceback.format_exc(), "utf-8")
-            print(f"error: a defect in this project: {error!r}", file=sys.stderr)
-            print(f"hint: please report it, with {report}", file=sys.stderr)
-            raise SystemExit(1) from None
-
-    return wrapped
 
 
 def _workshop(matrix_file: str | None = None) -> Workshop:
@@ -197,7 +146,7 @@ _JSON_HELP = {"json": "print JSON on standard output and nothing else there"}
 
 
 @task(name="matrix", help={**_JSON_HELP, "file": "another matrix file"})
-@_command
+@guarded
 def matrix_task(c: Context, json: bool = False, file: str = "") -> None:
     """Every target: GPUs it serves, toolkit, platforms, base, tag, minimum driver."""
     shop = _workshop(file)
@@ -208,7 +157,7 @@ def matrix_task(c: Context, json: bool = False, file: str = "") -> None:
 
 
 @task(iterable=["arch", "flavor"], help={**_SELECT_HELP, **_JSON_HELP})
-@_command
+@guarded
 def plan(c: Context, arch: list[str], flavor: list[str], base: str = "", json: bool = False) -> None:
     """What a build would do, doing none of it."""
     shop = _workshop()
@@ -222,7 +171,7 @@ def plan(c: Context, arch: list[str], flavor: list[str], base: str = "", json: b
 
 
 @task(help={"check": "write nothing; exit 1 and show the difference where there is one"})
-@_command
+@guarded
 def render(c: Context, check: bool = False) -> None:
     """Write images/, docker-bake.json, the schema and the README's table from the matrix."""
     shop = _workshop()
@@ -252,7 +201,7 @@ def render(c: Context, check: bool = False) -> None:
         "flavor": "patched (the default) or stock",
     }
 )
-@_command
+@guarded
 def source(c: Context, repo: str = "", flavor: str = "patched") -> None:
     """Bring the pinned source, verified and patched, into the cache; print where it lies."""
     shop = _workshop()
@@ -265,7 +214,7 @@ def source(c: Context, repo: str = "", flavor: str = "patched") -> None:
 
 
 @task(name="list", help=_JSON_HELP)
-@_command
+@guarded
 def patches_list(c: Context, json: bool = False) -> None:
     """The carried patches: order, subject, files, lines added and removed, sha256."""
     shop = _workshop()
@@ -325,7 +274,7 @@ def _number(value: str, option: str) -> int | None:
         "jobs": "compilers at once; as many as cores and memory allow by default",
     },
 )
-@_command
+@guarded
 def patches_check(
     c: Context, repo: str = "", source: str = "", compile: bool = True, jobs: str = "", json: bool = False
 ) -> None:
@@ -361,7 +310,7 @@ def patches_check(
         "onto": "a commit, or a ref such as pull/24423/head; the source's own ref by default",
     },
 )
-@_command
+@guarded
 def patches_status(c: Context, onto: str = "", repo: str = "", source: str = "", json: bool = False) -> None:
     """How each patch fares on a newer commit: applies, moved, merges, conflicts, absorbed."""
     shop = _workshop()
@@ -384,7 +333,7 @@ def patches_status(c: Context, onto: str = "", repo: str = "", source: str = "",
         "abort": "remove the work tree with all that is in it",
     },
 )
-@_command
+@guarded
 def patches_rebase(
     c: Context,
     onto: str = "",
@@ -419,7 +368,7 @@ def patches_rebase(
         "source": _SERIES_HELP["source"],
     },
 )
-@_command
+@guarded
 def patches_export(c: Context, worktree: str = "", base: str = "", source: str = "") -> None:
     """Write the commits of a work tree as the series: one patch a commit, the same bytes every time."""
     shop = _workshop()
@@ -452,7 +401,7 @@ def patches_export(c: Context, worktree: str = "", base: str = "", source: str =
         "dry_run": "show what would change, write nothing",
     },
 )
-@_command
+@guarded
 def pins_update(c: Context, only: list[str], dry_run: bool = False) -> None:
     """Write the newest fitting digests and wheel versions into the matrix; say if the pull request moved."""
     upstreams = PublicUpstreams(SystemPrograms(), cache_folder(), os.environ)
@@ -460,7 +409,7 @@ def pins_update(c: Context, only: list[str], dry_run: bool = False) -> None:
 
 
 @task(help={**_ENGINE_HELP, "rebuild": "make it anew, with today's packages"})
-@_command
+@guarded
 def base(c: Context, engine: str = "", rebuild: bool = False) -> None:
     """Make the base image of the debian base from the distribution's packages."""
     shop = _workshop()
@@ -483,7 +432,7 @@ def base(c: Context, engine: str = "", rebuild: bool = False) -> None:
         "smoke": "test each image without a GPU when it is built (on by default)",
     },
 )
-@_command
+@guarded
 def build(
     c: Context,
     arch: list[str],
@@ -520,7 +469,7 @@ def build(
 
 
 @task(iterable=["arch", "flavor"], name="smoke", help={**_SELECT_HELP, **_ENGINE_HELP})
-@_command
+@guarded
 def smoke_task(c: Context, arch: list[str], flavor: list[str], base: str = "", engine: str = "") -> None:
     """Test built images without a GPU: contents, libraries, start, a generation with the tiny model."""
     shop = _workshop()
@@ -546,7 +495,7 @@ def _smoke_all(shop: Workshop, engine: Engine, made: Plan) -> None:
 
 
 @task(iterable=["arch", "flavor"], help={**_SELECT_HELP, **_ENGINE_HELP, **_JSON_HELP})
-@_command
+@guarded
 def layers(
     c: Context, arch: list[str], flavor: list[str], base: str = "", engine: str = "", json: bool = False
 ) -> None:
@@ -568,7 +517,7 @@ def layers(
     positional=["out"],
     help={"size": "tiny (28 MB) or full (15.4 GB)", "out": "the file to write", "seed": "of the weights"},
 )
-@_command
+@guarded
 def synthetic(c: Context, out: str, size: str = "tiny", seed: str = "1") -> None:
     """Write a synthetic model of DiffusionGemma's architecture: random weights, byte-identical everywhere."""
     if size not in ("tiny", "full"):
@@ -595,7 +544,7 @@ def synthetic(c: Context, out: str, size: str = "tiny", seed: str = "1") -> None
         "sha256": "what the file must hash to",
     }
 )
-@_command
+@guarded
 def fetch(
     c: Context,
     model: str = "",
@@ -626,6 +575,32 @@ def fetch(
     print(fetched.path)
 
 
+@task(iterable=["gpu", "memory"], name="fit", help=FIT_HELP)
+@guarded
+def fit_task(
+    c: Context,
+    gpu: list[str],
+    memory: list[str],
+    model: str = "",
+    tokens: str = "",
+    prompt: str = "",
+    tensor_split: str = "",
+    json: bool = False,
+) -> None:
+    """How a model runs best on the cards of this machine, or on described ones, and what it takes of each."""
+    fit_model(
+        FitWords(
+            model=model,
+            gpu=gpu,
+            memory=memory,
+            tokens=tokens,
+            prompt=prompt,
+            tensor_split=tensor_split,
+            json=json,
+        )
+    )
+
+
 @task(
     iterable=["gpus", "workload"],
     help={
@@ -644,7 +619,7 @@ def fetch(
         "from_json": "draw the page and the picture again from this bench.json; nothing is run",
     },
 )
-@_command
+@guarded
 def bench(
     c: Context,
     gpus: list[str],
@@ -728,7 +703,7 @@ def _tiny_model(shop: Workshop) -> Path:
 
 
 @task(help={**_ENGINE_HELP, "repo": f"a clone that holds the pinned commit; {REPO_VARIABLE} gives the same"})
-@_command
+@guarded
 def demo(c: Context, repo: str = "", engine: str = "") -> None:
     """The whole chain on this machine without a GPU: build, run, judge, push to a registry."""
     shop = _workshop()
@@ -750,7 +725,7 @@ def demo(c: Context, repo: str = "", engine: str = "") -> None:
 
 
 @task(help={"fix": "let ruff mend what it can"})
-@_command
+@guarded
 def check(c: Context, fix: bool = False) -> None:
     """Lint, types, the import contracts, drift, and every test that this machine can run."""
     shop = _workshop()
@@ -760,7 +735,9 @@ def check(c: Context, fix: bool = False) -> None:
 
 
 def _namespace() -> Collection:
-    top = Collection(matrix_task, plan, render, source, base, build, smoke_task, bench, layers, demo, check)
+    top = Collection(
+        matrix_task, plan, render, source, base, build, smoke_task, bench, layers, demo, check, fit_task
+    )
     top.add_collection(
         Collection("patches", patches_list, patches_check, patches_status, patches_rebase, patches_export)
     )

@@ -40,6 +40,8 @@ class Card:
 
     name: str
     free_bytes: int
+    index: int | None = None
+    """Position in PCI bus order; None for a card that was described."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

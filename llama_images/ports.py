@@ -1,15 +1,16 @@
 """What the workflows need from the outside world, and the values that cross the border.
 
-Each protocol has its adapter under ``llama_images.adapters``; only ``tasks.py`` makes them.
+Each protocol has its adapter under ``llama_images.adapters``; only the edges, ``tasks.py`` and ``cli.py``,
+make them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     from llama_images.bench_chart import Chart
@@ -23,6 +24,19 @@ class Activity(Protocol):
 
     def update(self, text: str) -> None:
         """Say what the work is doing now; replaces the last text."""
+
+
+class Styled(Protocol):
+    """A piece of a line, and what kind of text it is."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def style(self) -> str: ...
+
+
+Lines: TypeAlias = Iterable[Sequence[Styled]]
+"""What is shown to people on standard output."""
 
 
 class Reporter(Protocol):
@@ -279,6 +293,8 @@ class Gpu:
     memory_bytes: int | None
     """All of the GPU's own memory; None where it shares the machine's and NVML gives no size (GB10)."""
     uuid: str
+    free_bytes: int | None = None
+    """What no program holds now; None where NVML does not say."""
 
 
 class Gpus(Protocol):

@@ -84,17 +84,18 @@ def _describe(nvml: Any, index: int) -> Gpu:
     handle = nvml.nvmlDeviceGetHandleByIndex(index)
     major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
     try:
-        memory = int(nvml.nvmlDeviceGetMemoryInfo(handle).total)
+        found = nvml.nvmlDeviceGetMemoryInfo(handle)
     except nvml.NVMLError as error:
         if error.value != nvml.NVML_ERROR_NOT_SUPPORTED:
             raise
-        memory = None
+        found = None
     return Gpu(
         index=index,
         name=_text(nvml.nvmlDeviceGetName(handle)),
         compute_capability=f"{major}.{minor}",
-        memory_bytes=memory,
+        memory_bytes=None if found is None else int(found.total),
         uuid=_text(nvml.nvmlDeviceGetUUID(handle)),
+        free_bytes=None if found is None else int(found.free),
     )
 
 

@@ -74,7 +74,7 @@ class FakeNvml:
     def nvmlDeviceGetMemoryInfo(self, handle: dict[str, Any]) -> Any:  # noqa: N802
         if handle["memory"] is None:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
-        return SimpleNamespace(total=handle["memory"])
+        return SimpleNamespace(total=handle["memory"], free=handle["memory"] - (1 << 30))
 
 
 def test_gpus_in_the_driver_s_order() -> None:
@@ -86,6 +86,7 @@ def test_gpus_in_the_driver_s_order() -> None:
             compute_capability="12.0",
             memory_bytes=34190917632,
             uuid="GPU-5090",
+            free_bytes=33117175808,
         ),
         Gpu(
             index=1,
@@ -93,6 +94,7 @@ def test_gpus_in_the_driver_s_order() -> None:
             compute_capability="8.6",
             memory_bytes=25769803776,
             uuid="GPU-3090",
+            free_bytes=24696061952,
         ),
     )
     assert nvml.open == 0

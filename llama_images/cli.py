@@ -1,0 +1,188 @@
+"""``llama-images``: the user's commands, for those who have the package and no clone of the repository.
+
+``tasks.py`` has the same commands, and all others; both print, exit and make adapters, and nothing else does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from json import dumps
+from pathlib import Path
+from typing import Any, Final
+
+import platformdirs
+
+from llama_images.adapters.gpus import NvidiaGpus
+from llama_images.adapters.hub import HuggingFaceHub
+from llama_images.adapters.reporter import ConsoleReporter
+from llama_images.adapters.screen import show
+from llama_images.errors import CheckFailed, LlamaImagesError, UsageError
+from llama_images.fit import Wanted, choose_fit
+from llama_images.matrix import Matrix, load_matrix
+from llama_images.model_memory import PROMPT_ROOM, shape_of
+from llama_images.screens import fit_json, fit_screen
+from llama_images.workflows.fit import cards_of, command_of, read_model
+
+CACHE_VARIABLE: Final = "LLAMA_IMAGES_CACHE"
+
+
+def cache_folder() -> Path:
+    """The user's cache of this project; safe to delete."""
+    folder = Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("llama-images"))
+    return folder.expanduser().absolute()
+
+
+def own_matrix() -> Matrix:
+    """The matrix that came with the package: in its folder where it was installed, beside it in a clone."""
+    package = Path(__file__).resolve().parent
+    inside = package / "matrix.yaml"
+    return load_matrix(inside if inside.exists() else package.parent / "matrix.yaml")
+
+
+def guarded(body: Callable[..., None]) -> Callable[..., None]:
+    """Known errors become a line, a hint and an exit code; a defect becomes a line and a file."""
+
+    @functools.wraps(body)
+    def wrapped(*args: Any, **kwargs: Any) -> None:
+        try:
+            body(*args, **kwargs)
+            sys.stdout.flush()
+        except LlamaImagesError as error:
+            print(f"error: {error.message}", file=sys.stderr)
+            if error.hint:
+                print(f"hint: {error.hint}", file=sys.stderr)
+            raise SystemExit(error.exit_code) from None
+        except KeyboardInterrupt:
+            print("interrupted; what was finished stays, run the same command to go on", file=sys.stderr)
+            raise SystemExit(130) from None
+        except BrokenPipeError:
+            # The reader of our output has gone (`invoke matrix | head`): nothing is left to say, and what the
+            # command would have found is not known. The code is the one of a program that SIGPIPE ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(141) from None
+        except OSError as error:
+            # A write that fails does not say to which file.
+            where = error.filename or f"standard output, or {cache_folder()}"
+            print(f"error: {where}: {error.strerror or error}", file=sys.stderr)
+            print(
+                f"hint: is there room, and is it yours? {CACHE_VARIABLE} names another cache", file=sys.stderr
+            )
+            raise SystemExit(3) from None
+        except Exception as error:
+            report = cache_folder() / "logs" / "defect.txt"
+            with contextlib.suppress(OSError):
+                report.parent.mkdir(parents=True, exist_ok=True)
+                report.write_text(traceback.format_exc(), "utf-8")
+            print(f"error: a defect in this project: {error!r}", file=sys.stderr)
+            print(f"hint: please report it, with {report}", file=sys.stderr)
+            raise SystemExit(1) from None
+
+    return wrapped
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FitWords:
+    """What the command line of ``fit`` says, as it says it."""
+
+    model: str = ""
+    gpu: Sequence[str] = ()
+    memory: Sequence[str] = ()
+    tokens: str = ""
+    prompt: str = ""
+    tensor_split: str = ""
+    json: bool = False
+
+
+FIT_HELP: Final[Mapping[str, str]] = {
+    "model": "a GGUF file, hf:OWNER/NAME/FILE.gguf, or a model of the matrix; only its header is read",
+    "gpu": "index of a GPU, in PCI bus order; repeatable; all by default",
+    "memory": "free memory of a card that is not here, such as 16GiB; repeatable",
+    "tokens": "-n of the program; as many as fit by default",
+    "prompt": f"tokens of the longest prompt, {PROMPT_ROOM} by default",
+    "tensor_split": "-ts of the program, such as 7,3; the best by default",
+    "json": "print JSON on standard output and nothing else there",
+}
+
+
+def fit_model(said: FitWords) -> None:
+    """Choose how a model runs on the cards, and show it. Raises CheckFailed where it does not fit."""
+    wanted = Wanted(
+        prompt_tokens=_number(said.prompt, "--prompt") or PROMPT_ROOM,
+        tokens=_number(said.tokens, "--tokens"),
+        shares=_shares(said.tensor_split),
+    )
+    cards = cards_of(NvidiaGpus(), said.gpu, said.memory)
+    model = read_model(said.model, own_matrix(), HuggingFaceHub(), ConsoleReporter())
+    fit = choose_fit(shape_of(model), cards, wanted)
+    command = command_of(fit, str(model.path))
+    if said.json:
+        print(dumps(fit_json(model, fit, command), indent=2))
+    else:
+        show(fit_screen(model, fit, command))
+    if not fit.fits:
+        raise CheckFailed(
+            f"{model.path.name} does not fit on {_these(len(cards))}",
+            hint="a shorter prompt (--prompt), fewer tokens (--tokens), or a smaller quantisation needs less",
+        )
+
+
+def _these(count: int) -> str:
+    return "this card" if count == 1 else f"these {count} cards"
+
+
+def _number(word: str, option: str) -> int | None:
+    if not word:
+        return None
+    if not re.fullmatch(r"[1-9][0-9]{0,6}", word):
+        raise UsageError(f"{option} {word}: not a number", hint="a whole number from 1")
+    return int(word)
+
+
+def _shares(word: str) -> tuple[float, ...]:
+    if not word:
+        return ()
+    parts = word.split(",")
+    if not all(re.fullmatch(r"\d{1,6}(\.\d{1,6})?", part) for part in parts) or not any(map(float, parts)):
+        raise UsageError(f"--tensor-split {word}: not shares", hint="a number for each card, such as 7,3")
+    return tuple(map(float, parts))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command line of ``llama-images``."""
+    parser = argparse.ArgumentParser(
+        prog="llama-images",
+        description="What a person with a GPU does with the images of llama-diffusion-cli.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    text = "how a model runs best on the cards, and what it takes of each"
+    fit = commands.add_parser("fit", help=text, description=text)
+    fit.add_argument("model", nargs="?", default="", help=FIT_HELP["model"])
+    fit.add_argument("--model", dest="named", default="", metavar="FILE", help="the same")
+    for name in ("gpu", "memory"):
+        fit.add_argument(f"--{name}", action="append", default=[], help=FIT_HELP[name])
+    for name in ("tokens", "prompt", "tensor_split"):
+        fit.add_argument(f"--{name.replace('_', '-')}", default="", metavar="N", help=FIT_HELP[name])
+    fit.add_argument("--json", action="store_true", help=FIT_HELP["json"])
+    fit.set_defaults(
+        run=lambda said: fit_model(
+            FitWords(
+                model=said.named or said.model,
+                gpu=said.gpu,
+                memory=said.memory,
+                tokens=said.tokens,
+                prompt=said.prompt,
+                tensor_split=said.tensor_split,
+                json=said.json,
+            )
+        )
+    )
+    said = parser.parse_args(argv)
+    guarded(said.run)(said)
