@@ -43,7 +43,7 @@ def read_model(word: str, matrix: Matrix, hub: ModelHub, reporter: Reporter) -> 
 def _hub_file(matrix: Matrix, word: str) -> WantedModel:
     name, _, revision = word.removeprefix(HUB).partition("@")
     parts = name.split("/", 2)
-    if len(parts) < 3:
+    if len(parts) < 3 or not parts[2].endswith(".gguf"):
         raise UsageError(f"{shown(word)} names no file of the hub", hint="hf:OWNER/NAME/FILE.gguf")
     return choose_model(matrix, repository="/".join(parts[:2]), file=parts[2], revision=revision or None)
 
