@@ -38,7 +38,15 @@ from llama_images.adapters.series_trees import GitSeriesTrees
 from llama_images.adapters.series_work import GitSeriesWork
 from llama_images.adapters.upstreams import PublicUpstreams
 from llama_images.bench import Hardware
-from llama_images.cli import FIT_HELP, FitWords, cache_folder, fit_model, guarded
+from llama_images.cli import (
+    DOCTOR_HELP,
+    FIT_HELP,
+    FitWords,
+    cache_folder,
+    diagnose_machine,
+    fit_model,
+    guarded,
+)
 from llama_images.errors import CheckFailed, UsageError
 from llama_images.matrix import FLAVORS, Source, load_matrix
 from llama_images.models import choose_model
@@ -575,6 +583,13 @@ def fetch(
     print(fetched.path)
 
 
+@task(help=DOCTOR_HELP)
+@guarded
+def doctor(c: Context, offline: bool = False, json: bool = False) -> None:
+    """What this machine lacks for the images, and what mends it; the image for it, and how to run that."""
+    diagnose_machine(json=json, offline=offline)
+
+
 @task(iterable=["gpu", "memory"], name="fit", help=FIT_HELP)
 @guarded
 def fit_task(
@@ -735,9 +750,9 @@ def check(c: Context, fix: bool = False) -> None:
 
 
 def _namespace() -> Collection:
-    top = Collection(
-        matrix_task, plan, render, source, base, build, smoke_task, bench, layers, demo, check, fit_task
-    )
+    top = Collection(matrix_task, plan, render, source, base, build, smoke_task, bench, layers, demo, check)
+    for users in (doctor, fit_task):
+        top.add_task(users)
     top.add_collection(
         Collection("patches", patches_list, patches_check, patches_status, patches_rebase, patches_export)
     )

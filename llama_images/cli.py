@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import functools
 import os
+import platform as machine
 import re
 import sys
 import traceback
@@ -22,13 +23,19 @@ import platformdirs
 
 from llama_images.adapters.gpus import NvidiaGpus
 from llama_images.adapters.hub import HuggingFaceHub
+from llama_images.adapters.machine import cdi_files, nvidia_devices
+from llama_images.adapters.network import Web
+from llama_images.adapters.process import SystemPrograms
 from llama_images.adapters.reporter import ConsoleReporter
 from llama_images.adapters.screen import show
 from llama_images.errors import CheckFailed, LlamaImagesError, UsageError
 from llama_images.fit import Wanted, choose_fit
 from llama_images.matrix import Matrix, load_matrix
 from llama_images.model_memory import PROMPT_ROOM, shape_of
-from llama_images.screens import fit_json, fit_screen
+from llama_images.platforms import platform_of
+from llama_images.screens import doctor_json, doctor_screen, fit_json, fit_screen
+from llama_images.words import counted
+from llama_images.workflows.doctor import examine
 from llama_images.workflows.fit import cards_of, command_of, read_model
 
 CACHE_VARIABLE: Final = "LLAMA_IMAGES_CACHE"
@@ -134,6 +141,39 @@ def fit_model(said: FitWords) -> None:
         )
 
 
+DOCTOR_HELP: Final[Mapping[str, str]] = {
+    "offline": "ask no address on the network",
+    "json": FIT_HELP["json"],
+}
+
+
+def diagnose_machine(*, json: bool, offline: bool) -> None:
+    """Look at this machine and say what to mend. Raises CheckFailed where something is to be mended."""
+    programs = SystemPrograms()
+    diagnosis = examine(
+        matrix=own_matrix(),
+        surveyor=NvidiaGpus(),
+        programs=programs,
+        reach=Web(),
+        reporter=ConsoleReporter(),
+        environment=os.environ,
+        platform=platform_of(machine.machine()),
+        models=cache_folder() / "models",
+        bus=nvidia_devices(),
+        cdi=cdi_files(),
+        network=not offline,
+    )
+    if json:
+        print(dumps(doctor_json(diagnosis), indent=2))
+    else:
+        show(doctor_screen(diagnosis))
+    if diagnosis.bad:
+        raise CheckFailed(
+            f"{counted(diagnosis.bad, 'thing')} to mend on this machine",
+            hint="the commands above mend them, from the top; then run doctor again",
+        )
+
+
 def _these(count: int) -> str:
     return "this card" if count == 1 else f"these {count} cards"
 
@@ -184,5 +224,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             )
         )
     )
+    text = "what this machine lacks for the images, and the commands that mend it"
+    doctor = commands.add_parser("doctor", help=text, description=text)
+    for name in ("offline", "json"):
+        doctor.add_argument(f"--{name}", action="store_true", help=DOCTOR_HELP[name])
+    doctor.set_defaults(run=lambda said: diagnose_machine(json=said.json, offline=said.offline))
     said = parser.parse_args(argv)
     guarded(said.run)(said)

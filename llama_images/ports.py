@@ -297,6 +297,65 @@ class Gpu:
     """What no program holds now; None where NVML does not say."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PcieLink:
+    """A GPU's link to the machine, as it is now and as GPU and slot could have it together."""
+
+    generation: int
+    width: int
+    most_generation: int
+    most_width: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GpuState:
+    """A GPU, and what may keep a program from it. None where the driver does not say."""
+
+    gpu: Gpu
+    pcie: PcieLink | None
+    mig: bool | None
+    """Whether it is cut into instances."""
+    shared: bool | None
+    """Whether programs may use it side by side, as is usual; False in the modes exclusive and prohibited."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GpuPair:
+    """How two GPUs reach each other."""
+
+    first: int
+    second: int
+    nvlink: bool | None
+    peer_access: bool | None
+    """Whether one reads the other's memory without the machine's; None where the driver does not say."""
+    path: str
+    """What lies between them, as ``nvidia-smi topo -m`` abbreviates it: "PIX", "PHB"; empty if unknown."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GpuSurvey:
+    """Everything that the driver says."""
+
+    driver: str | None
+    """None without a driver; the rest is empty then."""
+    gpus: tuple[GpuState, ...] = ()
+    pairs: tuple[GpuPair, ...] = ()
+
+
+class GpuSurveyor(Protocol):
+    """Asks the driver everything."""
+
+    def survey(self) -> GpuSurvey:
+        """Raises OutsideError where there is a driver and it fails."""
+
+
+class Reach(Protocol):
+    """Asks whether an address answers."""
+
+    def why_not(self, url: str) -> str | None:
+        """None where it answers, whatever it says; else why not, in a few words."""
+
+
 class Gpus(Protocol):
     """The NVIDIA GPUs of this machine."""
 

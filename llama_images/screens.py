@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, TypeAlias
 
+from llama_images.diagnosis import Diagnosis, State
 from llama_images.fit import Fit
 from llama_images.gguf_file import ModelFile
 from llama_images.model_memory import CardNeed
@@ -180,4 +181,68 @@ def fit_json(model: ModelFile, fit: Fit, command: Sequence[str]) -> dict[str, An
             for card, need, left in zip(fit.cards, fit.needs, fit.left, strict=True)
         ],
         "command": list(command),
+    }
+
+
+# doctor
+
+_TOPIC_WIDTH: Final = 10
+_MARKS: Final[Mapping[State, tuple[str, Style]]] = {
+    "good": ("ok  ", "good"),
+    "note": ("note", "dim"),
+    "warn": ("warn", "warn"),
+    "bad": ("BAD ", "bad"),
+}
+
+
+def doctor_screen(diagnosis: Diagnosis) -> Screen:
+    """Every finding with what mends it, then the image and how it is run."""
+    lines: list[Line] = []
+    for finding in diagnosis.findings:
+        mark, style = _MARKS[finding.state]
+        indent = len(mark) + 2 + _TOPIC_WIDTH + 1
+        first, *rest = wrapped(finding.text, indent=indent) or (words(""),)
+        lines.append(
+            (
+                Span(text=mark, style=style),
+                Span(text=f"  {finding.topic:<{_TOPIC_WIDTH}} "),
+                Span(text=first[0].text[indent:], style="plain" if finding.state != "bad" else "bad"),
+            )
+        )
+        lines += rest
+        for command in finding.mend:
+            lines += (
+                wrapped(command, "dim", indent=indent)
+                if command.startswith("#")
+                else (words(" " * indent + command, "command"),)
+            )
+    summary = f"{counted(diagnosis.bad, 'thing')} to mend." if diagnosis.bad else "Nothing to mend."
+    return (
+        *lines,
+        _BLANK,
+        (
+            Span(text="Image for this machine: "),
+            Span(text=diagnosis.image, style="title"),
+            Span(text=f"   {summary}", style="bad" if diagnosis.bad else "good"),
+        ),
+        _BLANK,
+        *command_lines(diagnosis.run),
+    )
+
+
+def doctor_json(diagnosis: Diagnosis) -> dict[str, Any]:
+    """A diagnosis as a JSON object."""
+    return {
+        "image": diagnosis.image,
+        "run": list(diagnosis.run),
+        "bad": diagnosis.bad,
+        "findings": [
+            {
+                "topic": finding.topic,
+                "state": finding.state,
+                "text": finding.text,
+                "mend": list(finding.mend),
+            }
+            for finding in diagnosis.findings
+        ],
     }
