@@ -40,8 +40,8 @@ _SET_UP_DOCKER: Final = (
 )
 _SET_UP_CDI: Final = ("sudo nvidia-ctk cdi generate --output=/etc/cdi/nvidia.yaml",)
 _INSTALL_DRIVER: Final = (
-    "sudo ubuntu-drivers install                       # Ubuntu",
-    "sudo apt-get install nvidia-driver                # Debian, contrib and non-free",
+    "sudo ubuntu-drivers install           # Ubuntu",
+    "sudo apt-get install nvidia-driver    # Debian, from non-free",
     "sudo reboot",
 )
 
@@ -166,7 +166,13 @@ def image_for(machine: Machine, matrix: Matrix) -> Target:
         if all(runs_on(one, sass=target.architecture.sass, ptx=target.architecture.ptx) for one in found)
     ]
     # Its own architecture's first; then more machine code before code that the driver must compile.
-    serving.sort(key=lambda target: ({target.architecture.name} != numbers, not target.architecture.sass))
+    serving.sort(
+        key=lambda target: (
+            {target.architecture.name} != numbers,
+            not target.architecture.sass,
+            target.base.name != matrix.defaults.base,
+        )
+    )
     driver = machine.survey.driver if machine.survey else None
     able = [target for target in serving if driver is None or _driver_runs(driver, target)]
     return next(iter([*able, *serving]), cpu)

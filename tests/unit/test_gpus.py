@@ -10,7 +10,7 @@ import pytest
 
 from llama_images.adapters.gpus import NvidiaGpus
 from llama_images.errors import OutsideError
-from llama_images.ports import Gpu
+from llama_images.ports import Gpu, GpuPair, GpuSurvey, PcieLink
 
 RTX_5090 = {
     "name": "NVIDIA GeForce RTX 5090",
@@ -75,6 +75,78 @@ class FakeNvml:
         if handle["memory"] is None:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
         return SimpleNamespace(total=handle["memory"], free=handle["memory"] - (1 << 30))
+
+    # What a GPU or a pair of them does not answer is an error, as in NVML.
+
+    NVML_COMPUTEMODE_DEFAULT = pynvml.NVML_COMPUTEMODE_DEFAULT
+    NVML_P2P_STATUS_OK = pynvml.NVML_P2P_STATUS_OK
+    NVML_P2P_CAPS_INDEX_READ = pynvml.NVML_P2P_CAPS_INDEX_READ
+    NVML_P2P_CAPS_INDEX_NVLINK = pynvml.NVML_P2P_CAPS_INDEX_NVLINK
+    NVML_TOPOLOGY_INTERNAL = pynvml.NVML_TOPOLOGY_INTERNAL
+    NVML_TOPOLOGY_SINGLE = pynvml.NVML_TOPOLOGY_SINGLE
+    NVML_TOPOLOGY_MULTIPLE = pynvml.NVML_TOPOLOGY_MULTIPLE
+    NVML_TOPOLOGY_HOSTBRIDGE = pynvml.NVML_TOPOLOGY_HOSTBRIDGE
+    NVML_TOPOLOGY_NODE = pynvml.NVML_TOPOLOGY_NODE
+    NVML_TOPOLOGY_SYSTEM = pynvml.NVML_TOPOLOGY_SYSTEM
+
+    def answer(self, handle: dict[str, Any], name: str) -> Any:
+        if name not in handle:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+        return handle[name]
+
+    def nvmlDeviceGetCurrPcieLinkGeneration(self, handle: dict[str, Any]) -> Any:  # noqa: N802
+        return self.answer(handle, "link")[0]
+
+    def nvmlDeviceGetCurrPcieLinkWidth(self, handle: dict[str, Any]) -> Any:  # noqa: N802
+        return self.answer(handle, "link")[1]
+
+    def nvmlDeviceGetMaxPcieLinkGeneration(self, handle: dict[str, Any]) -> Any:  # noqa: N802
+        return self.answer(handle, "link")[2]
+
+    def nvmlDeviceGetMaxPcieLinkWidth(self, handle: dict[str, Any]) -> Any:  # noqa: N802
+        return self.answer(handle, "link")[3]
+
+    def nvmlDeviceGetMigMode(self, handle: dict[str, Any]) -> Any:  # noqa: N802
+        return self.answer(handle, "mig")
+
+    def nvmlDeviceGetComputeMode(self, handle: dict[str, Any]) -> Any:  # noqa: N802
+        return self.answer(handle, "mode")
+
+    def nvmlDeviceGetP2PStatus(self, one: dict[str, Any], other: dict[str, Any], index: int) -> Any:  # noqa: N802
+        assert one is not other
+        return self.answer(one, "peer")[index]
+
+    def nvmlDeviceGetTopologyCommonAncestor(self, one: dict[str, Any], other: dict[str, Any]) -> Any:  # noqa: N802
+        assert one is not other
+        return self.answer(one, "ancestor")
+
+
+def test_a_survey_asks_everything() -> None:
+    joined = {pynvml.NVML_P2P_CAPS_INDEX_READ: 0, pynvml.NVML_P2P_CAPS_INDEX_NVLINK: 0}
+    first = RTX_3090 | {
+        "link": (1, 8, 4, 16),
+        "mig": [0, 0],
+        "mode": pynvml.NVML_COMPUTEMODE_EXCLUSIVE_PROCESS,
+        "peer": joined,
+        "ancestor": pynvml.NVML_TOPOLOGY_HOSTBRIDGE,
+    }
+    found = NvidiaGpus(FakeNvml(first, RTX_3090)).survey()
+    assert found.driver == "580.95.05"
+    state, silent = found.gpus
+    assert state.pcie == PcieLink(generation=1, width=8, most_generation=4, most_width=16)
+    assert (state.mig, state.shared) == (False, False)
+    assert (silent.pcie, silent.mig, silent.shared) == (None, None, None)
+    assert found.pairs == (GpuPair(first=0, second=1, nvlink=True, peer_access=True, path="PHB"),)
+
+
+def test_what_gpus_do_not_answer_is_left_open() -> None:
+    found = NvidiaGpus(FakeNvml(RTX_3090, RTX_5090)).survey()
+    assert found.pairs == (GpuPair(first=0, second=1, nvlink=None, peer_access=None, path=""),)
+
+
+def test_a_survey_without_a_driver_is_empty() -> None:
+    nvml = FakeNvml(init_error=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+    assert NvidiaGpus(nvml).survey() == GpuSurvey(driver=None)
 
 
 def test_gpus_in_the_driver_s_order() -> None:
