@@ -28,15 +28,17 @@ from llama_images.adapters.network import Web
 from llama_images.adapters.process import SystemPrograms
 from llama_images.adapters.reporter import ConsoleReporter
 from llama_images.adapters.screen import show
+from llama_images.diagnosis import Machine, image_for
 from llama_images.errors import CheckFailed, LlamaImagesError, UsageError
 from llama_images.fit import Wanted, choose_fit
 from llama_images.matrix import Matrix, load_matrix
 from llama_images.model_memory import PROMPT_ROOM, shape_of
 from llama_images.platforms import platform_of
 from llama_images.screens import doctor_json, doctor_screen, fit_json, fit_screen
+from llama_images.selection import local_reference
 from llama_images.words import counted
 from llama_images.workflows.doctor import examine
-from llama_images.workflows.fit import cards_of, command_of, read_model
+from llama_images.workflows.fit import cards_of, command_of, container_command_of, read_model
 
 CACHE_VARIABLE: Final = "LLAMA_IMAGES_CACHE"
 
@@ -126,14 +128,18 @@ def fit_model(said: FitWords) -> None:
         tokens=_number(said.tokens, "--tokens"),
         shares=_shares(said.tensor_split),
     )
-    cards = cards_of(NvidiaGpus(), said.gpu, said.memory)
-    model = read_model(said.model, own_matrix(), HuggingFaceHub(), ConsoleReporter())
+    gpus, matrix = NvidiaGpus(), own_matrix()
+    cards = cards_of(gpus, said.gpu, said.memory)
+    model = read_model(said.model, matrix, HuggingFaceHub(), ConsoleReporter())
     fit = choose_fit(shape_of(model), cards, wanted)
-    command = command_of(fit, str(model.path))
+    commands = [command_of(fit, str(model.path))]
+    if not said.memory:
+        here = Machine(platform=platform_of(machine.machine()), survey=gpus.survey())
+        commands.append(container_command_of(fit, model.path, local_reference(image_for(here, matrix))))
     if said.json:
-        print(dumps(fit_json(model, fit, command), indent=2))
+        print(dumps(fit_json(model, fit, *commands), indent=2))
     else:
-        show(fit_screen(model, fit, command))
+        show(fit_screen(model, fit, *commands))
     if not fit.fits:
         raise CheckFailed(
             f"{model.path.name} does not fit on {_these(len(cards))}",

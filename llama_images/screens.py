@@ -92,8 +92,8 @@ _COLUMNS: Final[Mapping[str, int]] = {
 _NAME_WIDTH: Final = WIDTH - sum(width + 1 for width in _COLUMNS.values())
 
 
-def fit_screen(model: ModelFile, fit: Fit, command: Sequence[str]) -> Screen:
-    """What a choice takes of every card, and the command."""
+def fit_screen(model: ModelFile, fit: Fit, *commands: Sequence[str]) -> Screen:
+    """What a choice takes of every card, and the commands that run it, bare and in a container."""
     setting = fit.setting
     lines: list[Line] = [
         (Span(text=model.path.name, style="title"),),
@@ -110,7 +110,7 @@ def fit_screen(model: ModelFile, fit: Fit, command: Sequence[str]) -> Screen:
         lines.append(_card_line(f"{card} {gpu.name}", gpu.free_bytes, need, left, fit.margin_bytes))
     lines.append(_BLANK)
     lines += wrapped(_remark(fit), "good" if fit.fits else "bad")
-    if fit.fits:
+    for command in commands if fit.fits else ():
         lines += [_BLANK, *command_lines(command)]
     return tuple(lines)
 
@@ -150,7 +150,7 @@ def shortened(name: str, width: int) -> str:
     return name if len(name) <= width else name[: width - 1].rstrip() + "…"
 
 
-def fit_json(model: ModelFile, fit: Fit, command: Sequence[str]) -> dict[str, Any]:
+def fit_json(model: ModelFile, fit: Fit, *commands: Sequence[str]) -> dict[str, Any]:
     """A choice as a JSON object; sizes in bytes."""
     return {
         "model": str(model.path),
@@ -180,7 +180,7 @@ def fit_json(model: ModelFile, fit: Fit, command: Sequence[str]) -> dict[str, An
             }
             for card, need, left in zip(fit.cards, fit.needs, fit.left, strict=True)
         ],
-        "command": list(command),
+        "commands": [list(command) for command in commands],
     }
 
 

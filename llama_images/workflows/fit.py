@@ -103,6 +103,21 @@ def _size(word: str) -> int:
 
 def command_of(fit: Fit, model: str) -> tuple[str, ...]:
     """The program's command line for a choice, with the variables by which it sees these cards in order."""
+    return (*_seen(fit), "llama-diffusion-cli", "-m", model, *fit.options())
+
+
+def container_command_of(fit: Fit, model: Path, image: str) -> tuple[str, ...]:
+    """The same in a container of Docker's, with the folder of the model in it."""
+    folder = model.parent.absolute() if model.exists() else Path("/path/to/models")
+    variables = [word for variable in _seen(fit) for word in ("-e", variable)]
+    return (
+        *("docker", "run", "--rm", "-it", "--gpus", "all", *variables),
+        *("-v", f"{folder}:/models:ro", image, "-m", f"/models/{model.name}", *fit.options()),
+    )
+
+
+def _seen(fit: Fit) -> tuple[str, ...]:
     indices = [str(card.index) for card in fit.cards if card.index is not None]
-    seen = ("CUDA_DEVICE_ORDER=PCI_BUS_ID", f"CUDA_VISIBLE_DEVICES={','.join(indices)}") if indices else ()
-    return (*seen, "llama-diffusion-cli", "-m", model, *fit.options())
+    if not indices:
+        return ()
+    return ("CUDA_DEVICE_ORDER=PCI_BUS_ID", f"CUDA_VISIBLE_DEVICES={','.join(indices)}")

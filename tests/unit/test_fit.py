@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from gguf import GGMLQuantizationType
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_images.errors import UsageError
 from llama_images.fit import MARGIN, Card, Fit, Wanted, choose_fit, fit_of, shares_for
-from llama_images.model_memory import MIB, Setting, needs, shape_of, split_layers
+from llama_images.model_memory import MIB, ModelShape, Setting, needs, shape_of, split_layers
 from tests.unit.test_model_memory import full_model
 
 SHAPE = shape_of(full_model())
@@ -38,6 +42,46 @@ def test_two_cards_of_16_gb() -> None:
         *("--diffusion-kv-cache", "on", "--diffusion-gpu-sampling", "on"),
         *("--diffusion-gpu-sample-reduce", "on"),
     )
+
+
+def q4_k_m() -> ModelShape:
+    """The published Q4_K_M file: llama.cpp's rule for it gives more bits to some layers.
+
+    The types come out as the public dump of that file counts them, and so does its length, 16.8 GB.
+    """
+    model = full_model()
+    blocks, values = SHAPE.layers - 1, 0
+    tensors = []
+    for tensor in model.tensors:
+        kind = tensor.type
+        if tensor.name.endswith("attn_v.weight"):
+            kind = GGMLQuantizationType.Q6_K if more_bits(values, 25) else GGMLQuantizationType.Q4_K
+            values += 1
+        elif re.fullmatch(r"blk\.\d+\.ffn_down(_exps)?\.weight", tensor.name):
+            better = more_bits(int(tensor.name.split(".")[1]), blocks)
+            kind = GGMLQuantizationType.Q8_0 if better else GGMLQuantizationType.Q5_0
+        tensors.append(dataclasses.replace(tensor, type=kind))
+    counted = Counter(tensor.type.name for tensor in tensors)
+    assert counted == {"F32": 423, "Q4_K": 194, "Q5_0": 33, "Q8_0": 28, "Q6_K": 14}
+    assert round(sum(tensor.bytes for tensor in tensors) / 1e9, 1) == 16.8
+    return shape_of(dataclasses.replace(model, tensors=tuple(tensors)))
+
+
+def more_bits(index: int, count: int) -> bool:
+    """``use_more_bits`` of llama.cpp's quantiser."""
+    return index < count // 8 or index >= 7 * count // 8 or (index - count // 8) % 3 == 2
+
+
+def test_the_write_up_s_split_fits_and_an_evener_one_holds_more_text() -> None:
+    shape, two = q4_k_m(), cards(SIXTEEN, SIXTEEN)
+    by_hand = choose_fit(shape, two, Wanted(tokens=1536, shares=(7.0, 3.0)))
+    assert by_hand.fits
+    assert by_hand.setting.cpu_moe == 0
+    best = choose_fit(shape, two, Wanted())
+    assert best.fits
+    assert best.setting.layers < (22, 9), "with 7,3 the first card is full while the second has room"
+    as_long = choose_fit(shape, two, Wanted(tokens=best.setting.tokens, shares=(7.0, 3.0)))
+    assert not as_long.fits or as_long.setting.cpu_moe > 0
 
 
 def test_one_card_needs_no_split_and_no_switches() -> None:

@@ -20,7 +20,7 @@ from llama_images.matrix import load_matrix
 from llama_images.model_memory import MIB, shape_of
 from llama_images.ports import Gpu, HubFile
 from llama_images.synthetic import write_model
-from llama_images.workflows.fit import cards_of, command_of, read_model
+from llama_images.workflows.fit import cards_of, command_of, container_command_of, read_model
 from tests.unit.fakes import FakeReporter
 from tests.unit.test_model_memory import full_model
 
@@ -206,6 +206,31 @@ def test_the_command_can_be_typed() -> None:
     assert typed.split(" -m ")[1].startswith("'my model.gguf' -ngl 99 -ts")
 
 
+def test_the_command_of_a_container_has_the_model_s_folder_and_the_cards(tiny: Path) -> None:
+    fit = choice(16_111, 16_111)
+    command = container_command_of(fit, tiny, "llama-diffusion:sm120")
+    assert command[:10] == (
+        *("docker", "run", "--rm", "-it", "--gpus", "all"),
+        *("-e", "CUDA_DEVICE_ORDER=PCI_BUS_ID", "-e", "CUDA_VISIBLE_DEVICES=0,1"),
+    )
+    assert command[10:15] == (
+        *("-v", f"{tiny.parent}:/models:ro", "llama-diffusion:sm120"),
+        *("-m", "/models/tiny.gguf"),
+    )
+    assert command[15:] == fit.options()
+    assert "/path/to/models:/models:ro" in container_command_of(fit, Path("Q4/of-the-hub.gguf"), "x")
+
+
+@settings(max_examples=200)
+@given(st.text(max_size=12))
+def test_any_word_is_a_size_or_wrong_use(word: str) -> None:
+    try:
+        (card,) = cards_of(Driver(), (), (word,))
+    except UsageError:
+        return
+    assert 0 < card.free_bytes < 10**20
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.integers(1_000, 140_000), min_size=1, max_size=8),
@@ -229,7 +254,7 @@ def test_json_says_the_same() -> None:
     found = json.loads(json.dumps(screens.fit_json(full_model(), fit, command_of(fit, "full.gguf"))))
     assert found["tensor_split"] == list(fit.shares)
     assert [card["left"] for card in found["cards"]] == list(fit.left)
-    assert found["command"][2] == "llama-diffusion-cli"
+    assert found["commands"][0][2] == "llama-diffusion-cli"
 
 
 class Terminal(io.StringIO):
