@@ -29,7 +29,7 @@ using device CUDA1 (NVIDIA H100 80GB HBM3) (0000:00:06.1) - 80552 MiB free
 0.08.600.878 I sched_reserve:      CUDA1 compute buffer size =   388.12 MiB
 0.08.604.181 I diffusion_devices: split=layer layers=CUDA0:16,CUDA1:14 output=CUDA1 sc_embd=CUDA1 \
 kv_cache=on:CUDA0,CUDA1 gpu_sampling=on:CUDA1 sample_reduce=on:CUDA1
-0.09.213.737 I diffusion step: 0/6 [                                                  ] 0%
+0.09.213.737 I \rdiffusion step: 0/6 [                                                  ] 0%
 """
 
 
