@@ -453,10 +453,12 @@ def _why(trial: Trial) -> str:
         return "the engine has no driver for --gpus"
     if "unresolvable CDI devices" in trial.output:
         return "the engine knows no CDI device nvidia.com/gpu=all"
-    lines = [line.strip() for line in trial.output.splitlines() if line.strip()]
     if trial.exit_code == 0:
         return f"{trial.image} lists no CUDA device"
-    return lines[-1] if lines else f"it ended with exit code {trial.exit_code}"
+    lines = [line.strip() for line in trial.output.splitlines()]
+    # Docker's client ends its errors with where its help is.
+    told = [line for line in lines if line and not re.match(r"(Run|See) '\w+ run --help'", line)]
+    return told[-1] if told else f"it ended with exit code {trial.exit_code}"
 
 
 def _disk(machine: Machine) -> Iterator[Finding]:

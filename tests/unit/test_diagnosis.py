@@ -178,7 +178,7 @@ WRONG: dict[str, tuple[dict[str, Any], str, str]] = {
                 image="llama-diffusion:sm120",
                 exit_code=125,
                 output="docker: Error response from daemon: could not select device driver "
-                '"" with capabilities: [[gpu]].\n',
+                "\"\" with capabilities: [[gpu]]\n\nRun 'docker run --help' for more information\n",
             )
         },
         "a container gets no GPU: the engine has no driver for --gpus",
@@ -211,6 +211,23 @@ def test_what_is_wrong_is_one_finding_with_its_command(
     assert text in finding.text
     assert any(line.startswith(command) for line in finding.mend)
     assert diagnosis.bad == 1
+
+
+@pytest.mark.parametrize(
+    ("output", "text"),
+    [
+        (
+            "docker: failed to create task\n\nRun 'docker run --help' for more information\n",
+            "failed to create",
+        ),
+        ("Error: unresolvable CDI devices nvidia.com/gpu=all\n", "knows no CDI device nvidia.com/gpu=all"),
+        ("", "it ended with exit code 125"),
+    ],
+)
+def test_an_engine_s_own_words_are_told(output: str, text: str) -> None:
+    diagnosis = diagnosed(trial=Trial(image="x", exit_code=125, output=output))
+    assert text in only(diagnosis, "bad").text
+    assert "--help" not in only(diagnosis, "bad").text
 
 
 def test_a_driver_that_fails_is_told_in_its_own_words() -> None:
