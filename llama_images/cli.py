@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import io
 import os
 import platform as machine
 import re
@@ -61,6 +62,9 @@ def guarded(body: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(body)
     def wrapped(*args: Any, **kwargs: Any) -> None:
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            # In a log that takes both streams, a table stands before the error that points to it.
+            sys.stdout.reconfigure(line_buffering=True)
         try:
             body(*args, **kwargs)
             sys.stdout.flush()
