@@ -11,6 +11,7 @@ import os
 import platform as machine
 import re
 import sys
+import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from json import dumps
@@ -26,11 +27,12 @@ from llama_images.adapters.engines import choose_engine
 from llama_images.adapters.figures import MatplotlibArtist
 from llama_images.adapters.git import GitSourceTree
 from llama_images.adapters.git_program import Git
+from llama_images.adapters.gpu_memory import CudaMemory
 from llama_images.adapters.gpus import NvidiaGpus
 from llama_images.adapters.hub import HuggingFaceHub
 from llama_images.adapters.machine import processor
 from llama_images.adapters.patch_files import LazySeries, PatchFolders
-from llama_images.adapters.process import SystemPrograms
+from llama_images.adapters.process import SystemPrograms, termination_as_interrupt
 from llama_images.adapters.programs import BareProgram, ImageProgram
 from llama_images.adapters.registry import LocalRegistry, RegistryClient
 from llama_images.adapters.reporter import ConsoleReporter
@@ -48,6 +50,7 @@ from llama_images.cli import (
     guarded,
 )
 from llama_images.errors import CheckFailed, UsageError
+from llama_images.evidence import TOO_FEW_GPUS, Evidence
 from llama_images.matrix import FLAVORS, Source, load_matrix
 from llama_images.models import choose_model
 from llama_images.plan import Plan, choose, choose_platform, make_plan
@@ -55,7 +58,7 @@ from llama_images.platforms import platform_of
 from llama_images.ports import Engine, Programs, Reporter
 from llama_images.render import drift, drifted_paths, series_of
 from llama_images.selection import Target, local_reference, make_target, select
-from llama_images.synthetic import write_model
+from llama_images.synthetic import ModelInfo, Size, write_model
 from llama_images.words import counted
 from llama_images.workflows.bench import (
     HOST,
@@ -76,7 +79,10 @@ from llama_images.workflows.checks import run_checks
 from llama_images.workflows.demo import DemoLog
 from llama_images.workflows.demo import demo as run_demo
 from llama_images.workflows.fetch import fetch_model
+from llama_images.workflows.logical import logical_gpus_library
+from llama_images.workflows.model_files import HashedModel, hashed_model
 from llama_images.workflows.pins import update_pins
+from llama_images.workflows.records import write_evidence
 from llama_images.workflows.series import (
     check_series,
     export_series,
@@ -85,6 +91,16 @@ from llama_images.workflows.series import (
     rebase_report,
 )
 from llama_images.workflows.smoke import smoke as run_smoke
+from llama_images.workflows.subjects import Subject, binary_subject, image_subject
+from llama_images.workflows.suite import (
+    MEANT,
+    SOAK_SECONDS,
+    Rig,
+    SuiteOptions,
+    find_gpus,
+    run_suite,
+    suite_cases,
+)
 from llama_images.workflows.workshop import Workshop, built_image, write_or_remove
 
 ROOT = Path(__file__).resolve().parent
@@ -287,15 +303,18 @@ def patches_check(
     c: Context, repo: str = "", source: str = "", compile: bool = True, jobs: str = "", json: bool = False
 ) -> None:
     """Every patch: a complete header, exact hunks, clean white space, allowed paths, and it compiles."""
+    if jobs and not compile:
+        raise UsageError("--jobs has no use with --no-compile", hint="leave one of them out")
     shop = _workshop()
     trees, _ = _series_adapters(shop)
-    folders = CompileFolders(shop.cache, shop.reporter)
+    folders, patches = CompileFolders(shop.cache, shop.reporter), PatchFolders(ROOT / "patches")
     checked = [
         check_series(
             shop,
             trees,
             folders.open,
             one,
+            patches.listed(one.series),
             repo=_repo(repo),
             compile_patches=compile,
             jobs=_number(jobs, "--jobs"),
@@ -306,7 +325,7 @@ def patches_check(
         print(dumps(tables.check_rows(checked), indent=2))
     else:
         for one in checked:
-            shop.reporter.line(tables.check_table(one))
+            print(tables.check_table(one))
     raise_for(checked)
 
 
@@ -354,6 +373,12 @@ def patches_rebase(
     """Rebase the series onto another commit, in a work tree of the cache."""
     if sum((bool(onto), continue_, skip, abort)) != 1:
         raise UsageError("patches.rebase takes one of --onto REV, --continue, --skip and --abort")
+    if repo and not onto:
+        option = "--continue" if continue_ else "--skip" if skip else "--abort"
+        raise UsageError(
+            f"--repo has no use with {option}",
+            hint="the work tree keeps the repository that --onto was given",
+        )
     shop = _workshop()
     _, work = _series_adapters(shop)
     one = _source(shop, source)
@@ -363,9 +388,9 @@ def patches_rebase(
     if onto:
         found = work.start(one, shop.series[one.series], repo=_repo(repo), onto=onto)
     else:
-        found = work.resume(one, skip=skip)
+        found = work.resume(one, skip=skip, repo=_repo(None))
     raise_for_conflict(one, found)
-    shop.reporter.line(rebase_report(one, found))
+    print(rebase_report(one, found))
 
 
 @task(
@@ -393,12 +418,12 @@ def patches_export(c: Context, worktree: str = "", base: str = "", source: str =
         shop.reporter.warn(
             f"the series goes on {done.base}, and matrix.yaml pins {one.commit[:12]}; move the pin too"
         )
-    count = len(done.series.patches)
+    count = counted(len(done.series.patches), "patch", "patches")
     where = f"patches/{done.series.name}"
     if done.is_changed:
-        shop.reporter.line(f"{where}: {count} patch(es) written, from {done.path}; run invoke render")
+        shop.reporter.line(f"{where}: {count} written, from {done.path}; run invoke render")
     else:
-        shop.reporter.line(f"{where}: {count} patch(es), no change")
+        shop.reporter.line(f"{where}: {count}, no change")
 
 
 @task(
@@ -413,7 +438,7 @@ def patches_export(c: Context, worktree: str = "", base: str = "", source: str =
 def pins_update(c: Context, only: list[str], dry_run: bool = False) -> None:
     """Write the newest fitting digests and wheel versions into the matrix; say if the pull request moved."""
     upstreams = PublicUpstreams(SystemPrograms(), cache_folder(), os.environ)
-    update_pins(ROOT / "matrix.yaml", upstreams, ConsoleReporter(), only=only, dry_run=dry_run)
+    update_pins(ROOT / "matrix.yaml", upstreams, ConsoleReporter(), only=only, dry_run=dry_run, show=print)
 
 
 @task(help={**_ENGINE_HELP, "rebuild": "make it anew, with today's packages"})
@@ -426,7 +451,7 @@ def base(c: Context, engine: str = "", rebuild: bool = False) -> None:
         if one.kind == "bootstrap":
             platform = chosen.info().platform
             image = ensure_base(shop, chosen, one, files=shop.rendered(), platform=platform, rebuild=rebuild)
-            shop.reporter.line(f"base {one.name}: {image.id[:19]}, {image.size_bytes / 1e6:.0f} MB")
+            print(f"base {one.name}: {image.id[:19]}, {image.size_bytes / 1e6:.0f} MB")
 
 
 @task(
@@ -469,7 +494,7 @@ def build(
     finally:
         # Where one of many failed, those before it are finished all the same.
         if results:
-            shop.reporter.line(tables.build_table(results))
+            print(tables.build_table(results))
     if smoke and platform != info.platform:
         shop.reporter.warn(f"not tested: images for {platform} do not run on this engine, {info.platform}")
     elif smoke:
@@ -494,12 +519,186 @@ def _smoke_all(shop: Workshop, engine: Engine, made: Plan) -> None:
     failed = []
     for target in made.targets:
         result = run_smoke(shop, engine, target, model)
-        shop.reporter.line(tables.smoke_table(result))
+        print(tables.smoke_table(result))
         failed += [] if result.passed else [target.id]
     if failed:
         raise CheckFailed(
             f"smoke test failed: {', '.join(failed)}", hint="the lines marked FAIL above say what"
         )
+
+
+@task(
+    name="test",
+    iterable=["arch", "flavor", "case"],
+    help={
+        **_SELECT_HELP,
+        "gpus": f"how many GPUs the tests are about, {MEANT} by default",
+        "model": "a GGUF file; the synthetic model by default, of full size on GPUs and tiny without",
+        "engine": "docker or podman, the first that answers by default; host runs --binary as it is",
+        "binary": "with --engine host: the program to test",
+        "stock_binary": "with --engine host: the same program without the series, to compare times with",
+        "require_gpu": "fail, not skip, where there are too few GPUs",
+        "logical_gpus": "make one card look like so many GPUs",
+        "soak": "two hours more of the same two prompts",
+        "case": "only cases of this name, and what they are compared with; * and ? match; repeatable",
+        "at_once": "so many cases side by side at most, 1 by default; what takes times or memory runs alone",
+        "deadline": "seconds after which no further case starts; what is left is skipped",
+        "out": "folder for the evidence; evidence/ in the cache by default",
+    },
+)
+@guarded
+def run_tests(
+    c: Context,
+    arch: list[str],
+    flavor: list[str],
+    case: list[str],
+    base: str = "",
+    gpus: str = "",
+    model: str = "",
+    engine: str = "",
+    binary: str = "",
+    stock_binary: str = "",
+    require_gpu: bool = False,
+    logical_gpus: str = "",
+    soak: bool = False,
+    at_once: str = "",
+    deadline: str = "",
+    out: str = "",
+) -> None:
+    """Test images by running them: on GPUs, or cpu without; leaves a JSON document and JUnit XML."""
+    if gpus and logical_gpus:
+        raise UsageError("--gpus and --logical-gpus both say how many", hint="give one of the two")
+    meant = _count(logical_gpus, "--logical-gpus") or _count(gpus, "--gpus") or MEANT
+    seconds = _number(deadline, "--deadline")
+    end = None if seconds is None else time.monotonic() + seconds
+    shop = _workshop()
+    options = SuiteOptions(
+        gpus=meant,
+        logical=logical_gpus_library(shop) if logical_gpus else None,
+        soak_seconds=SOAK_SECONDS if soak else 0.0,
+        patterns=tuple(case),
+        end=end,
+        at_once=_number(at_once, "--at-once") or 1,
+    )
+    if engine == "host":
+        subjects = [_binary(shop, arch, flavor, base or None, binary, stock_binary)]
+        name, platform = "host", platform_of(machine.machine())
+    else:
+        if binary or stock_binary:
+            raise UsageError("--binary is for --engine host", hint="images are tested as they are")
+        _check_words(shop, arch, flavor, base or None)
+        chosen = _engine(shop, engine or None)
+        info = chosen.info()
+        name, platform = f"{info.name} {info.version}", info.platform
+        targets = _plan_for(shop, arch, flavor, base or None, platform).targets
+        subjects = [
+            image_subject(chosen, one, _stock_of(shop, one), functools.partial(ImageProgram, chosen))
+            for one in targets
+        ]
+    folder = Path(out).expanduser() if out else shop.cache / "evidence"
+    for one in subjects:
+        suite_cases(one, options)  # a wrong --case is told before a model is made
+    results = [
+        _test_one(shop, one, options, Path(model) if model else None, name, platform, folder)
+        for one in subjects
+    ]
+    failed = [f"{result.subject.name}: {case.name}" for result in results for case in result.failed]
+    if failed:
+        raise CheckFailed(
+            f"{len(failed)} case(s) failed: {', '.join(failed[:4])}" + (" …" if len(failed) > 4 else ""),
+            hint=f"the lines marked FAIL above say what; raw output is in {shop.cache / 'logs'}",
+        )
+    if require_gpu and any(result.short_of_gpus for result in results):
+        raise CheckFailed(f"--require-gpu: {TOO_FEW_GPUS} here, so cases were skipped")
+
+
+def _count(word: str, option: str) -> int:
+    """A number of GPUs; 0 where nothing is given."""
+    if not word:
+        return 0
+    if not word.isdecimal() or not 1 <= int(word) <= 16:
+        raise UsageError(f"{option} {word}: a number of GPUs from 1 to 16 is needed")
+    return int(word)
+
+
+def _stock_of(shop: Workshop, target: Target) -> Target:
+    return make_target(
+        shop.matrix,
+        target.architecture.name,
+        flavor="stock",
+        base=target.base.name,
+        source=target.source.name,
+    )
+
+
+def _binary(
+    shop: Workshop, arch: Sequence[str], flavor: Sequence[str], base: str | None, binary: str, stock: str
+) -> Subject:
+    if not binary:
+        raise UsageError("--engine host needs --binary", hint="name the llama-diffusion-cli to test")
+    if len(arch) > 1 or len(flavor) > 1:
+        raise UsageError(
+            "a binary is of one architecture and one flavor", hint="give --arch and --flavor once"
+        )
+    target = None
+    if arch:
+        platform = platform_of(machine.machine())
+        (target, *more) = _plan_for(shop, arch, flavor, base, platform).targets
+        if more:
+            raise UsageError(f"--arch {arch[0]} is more than one architecture", hint="name the binary's own")
+    kind = make_target(shop.matrix, "cpu", flavor=flavor[0] if flavor else None).flavor
+    return binary_subject(
+        Path(binary),
+        flavor=kind,
+        target=target,
+        stock=Path(stock) if stock else None,
+        on_gpus=target is None or target.toolkit is not None,
+        make=functools.partial(BareProgram, shop.programs),
+        reporter=shop.reporter,
+    )
+
+
+def _test_one(
+    shop: Workshop,
+    subject: Subject,
+    options: SuiteOptions,
+    model: Path | None,
+    engine: str,
+    platform: str,
+    folder: Path,
+) -> Evidence:
+    found, driver = (
+        find_gpus(NvidiaGpus(), os.environ.get("CUDA_VISIBLE_DEVICES")) if subject.on_gpus else ((), None)
+    )
+    rig = Rig(
+        engine=engine,
+        platform=platform,
+        gpus=found,
+        driver=driver,
+        memory=CudaMemory(),
+        model=_test_model(shop, model, full=subject.on_gpus) if found or not subject.on_gpus else None,
+    )
+    written: list[Path] = []
+    with termination_as_interrupt():  # the threads of cases get no signals
+        result = run_suite(
+            shop,
+            subject,
+            rig,
+            options,
+            save=lambda evidence: written.append(write_evidence(folder, evidence)),
+        )
+    shop.reporter.line(tables.suite_table(result))
+    shop.reporter.line(f"evidence: {written[-1]}")
+    return result
+
+
+def _test_model(shop: Workshop, model: Path | None, *, full: bool) -> HashedModel:
+    if model is None:
+        size: Size = "full" if full else "tiny"
+        path = shop.cache / "models" / f"{size}.gguf"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        model = _synthetic(shop.reporter, size, path).path
+    return hashed_model(model, shop.cache / "models" / "hashes.json", shop.reporter)
 
 
 @task(iterable=["arch", "flavor"], help={**_SELECT_HELP, **_ENGINE_HELP, **_JSON_HELP})
@@ -532,14 +731,21 @@ def synthetic(c: Context, out: str, size: str = "tiny", seed: str = "1") -> None
         raise UsageError(f"--size {size}: there is no such size", hint="tiny or full")
     number = _number(seed, "--seed")
     reporter = ConsoleReporter()
+    info = _synthetic(
+        reporter, "tiny" if size == "tiny" else "full", Path(out), seed=1 if number is None else number
+    )
+    reporter.line(f"{info.path}: {info.bytes} bytes, sha256 {info.sha256}")
+    print(info.path)
+
+
+def _synthetic(reporter: Reporter, size: Size, path: Path, *, seed: int = 1) -> ModelInfo:
     with reporter.activity(f"model {size}") as activity:
-        info = write_model(
-            "tiny" if size == "tiny" else "full",
-            Path(out),
-            seed=1 if number is None else number,
+        return write_model(
+            size,
+            path,
+            seed=seed,
             on_progress=lambda done, total: activity.update(f"{done / 1e6:.0f} of {total / 1e6:.0f} MB"),
         )
-    reporter.line(f"{info.path}: {info.bytes} bytes, sha256 {info.sha256}")
 
 
 @task(
@@ -630,6 +836,7 @@ def fit_task(
         "model": "a GGUF file; the tiny synthetic one by default on a CPU",
         "out": "folder for the results; a new one in the cache by default",
         "steps": "most denoising steps of a block",
+        "seed": "of every run",
         "note": "a sentence for the page, such as what is special about the machine",
         "from_json": "draw the page and the picture again from this bench.json; nothing is run",
     },
@@ -644,15 +851,18 @@ def bench(
     engine: str = "",
     binary: str = "",
     stock_binary: str = "",
-    rounds: int = 3,
+    rounds: str = "3",
     model: str = "",
     out: str = "",
-    steps: int = 12,
-    seed: int = 1,
+    steps: str = "12",
+    seed: str = "1",
     note: str = "",
     from_json: str = "",
 ) -> None:
     """Time stock against patched, in turns: a table, a JSON document, a page and a picture."""
+    round_count = _number(rounds, "--rounds") or 3
+    step_count = _number(steps, "--steps") or 12
+    seed_number = _number(seed, "--seed") or 1
     shop = _workshop()
     if from_json:
         result = read_document(Path(from_json))
@@ -671,9 +881,9 @@ def bench(
         request = BenchRequest(
             places=places_of(gpus, present=len(present), targets=targets),
             workloads=workloads_of(workload),
-            rounds=rounds,
-            seed=seed,
-            max_steps=steps,
+            rounds=round_count,
+            seed=seed_number,
+            max_steps=step_count,
             note=note,
             taken_at=f"{now:%Y-%m-%dT%H:%M:%SZ}",
             hardware=Hardware(
@@ -735,8 +945,8 @@ def demo(c: Context, repo: str = "", engine: str = "") -> None:
             reader=RegistryClient,
         )
     finally:
-        shop.reporter.line(tables.demo_table(log))
-    shop.reporter.line(tables.demo_result(result))
+        print(tables.demo_table(log))
+    print(tables.demo_result(result))
 
 
 @task(help={"fix": "let ruff mend what it can"})
@@ -750,7 +960,9 @@ def check(c: Context, fix: bool = False) -> None:
 
 
 def _namespace() -> Collection:
-    top = Collection(matrix_task, plan, render, source, base, build, smoke_task, bench, layers, demo, check)
+    top = Collection(
+        matrix_task, plan, render, source, base, build, smoke_task, run_tests, bench, layers, demo, check
+    )
     for users in (doctor, fit_task):
         top.add_task(users)
     top.add_collection(

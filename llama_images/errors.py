@@ -40,3 +40,7 @@ class OutsideError(LlamaImagesError):
     """An engine, git, a registry or another program failed."""
 
     exit_code = 3
+
+
+class TimedOut(OutsideError):
+    """A program outlived the time that it was given, and was ended."""

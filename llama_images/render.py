@@ -11,6 +11,7 @@ from typing import Any
 
 import jinja2
 
+from llama_images import evidence
 from llama_images.errors import UsageError
 from llama_images.matrix import Base, Matrix, Source, Toolkit, json_schema
 from llama_images.patch_series import PatchSeries
@@ -356,6 +357,7 @@ def render_all(inputs: Inputs) -> dict[str, str]:
     files["images/.dockerignore"] = dockerignore(matrix)
     files["docker-bake.json"] = json.dumps(bake(matrix), indent=2) + "\n"
     files["matrix.schema.json"] = json_schema()
+    files["evidence.schema.json"] = evidence.json_schema()
     files["README.md"] = _readme(inputs.readme, matrix)
     return files
 

@@ -188,6 +188,8 @@ class Run:
     offloaded: tuple[int, int] | None
     """Layers on GPUs, and all of them, output included; None below ``-lv 4`` and without a GPU backend."""
     buffers: tuple[Buffer, ...]
+    notes: tuple[str, ...]
+    """What the CLI says about its options ("diffusion: thinking off")."""
     errors: tuple[str, ...]
     """Lines of the level E, and what asserts, aborts and the CUDA backend print around the log."""
 
@@ -277,6 +279,7 @@ _ERROR = re.compile(
     rb"(?:" + _STAMP + rb"E |(?:^|[\r\n])E )([^\r\n]{1,500})"
     rb"|(?:^|[\r\n])((?:error: |terminate called|[^\r\n]{0,200}(?:GGML_ASSERT\(|CUDA error))[^\r\n]{0,500})"
 )
+_NOTE = re.compile(_STAMP + rb"[IW] (diffusion: [^\r\n]{1,500})")
 _LOG_LINE = re.compile(_STAMP + rb"[IWED] (?:[^\r\n]*\r?\n)?")
 _UP_TO_STAMP = re.compile(rb"^" + _STAMP + rb"[IWED] ")
 
@@ -346,6 +349,7 @@ def parse_run(data: bytes, stdout: bytes | None = None) -> Run:
             Buffer(device=_ascii(match[1]), kind=_ascii(match[2]), mebibytes=_real(match[3]))
             for match in _BUFFER.finditer(data)
         ),
+        notes=tuple(_printable(match[1]) for match in _NOTE.finditer(data)),
         errors=errors,
     )
 

@@ -9,8 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
+    from llama_images.errors import UsageError
     from llama_images.matrix import Source
-    from llama_images.patch_series import PatchSeries
+    from llama_images.patch_series import Patch, PatchSeries
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ListedPatch:
+    """A patch that a series file names: either read, or why it can't be."""
+
+    name: str
+    patch: Patch | None = None
+    error: UsageError | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,8 +177,11 @@ class SeriesWork(Protocol):
         where a rebase waits for the user, and where the work tree there holds what is not in the series.
         """
 
-    def resume(self, source: Source, *, skip: bool) -> Rebase:
+    def resume(self, source: Source, *, skip: bool, repo: str | None = None) -> Rebase:
         """Go on after a conflict that was resolved; ``skip`` leaves the patch out instead.
+
+        The work tree knows the repository that it was made from. Of ``repo`` only user and password are
+        taken, which no work tree keeps.
 
         Raises UsageError where there is no work tree, or where conflicts are left (named by file and line).
         """
@@ -189,11 +202,15 @@ class SeriesWork(Protocol):
 class SeriesFolders(Protocol):
     """The folders below ``patches/``."""
 
+    def listed(self, series: str) -> tuple[ListedPatch, ...]:
+        """What the series file names, in order; UsageError for a series file that can't be read."""
+
     def replace(self, series: PatchSeries, *, source: str) -> bool:
         """Write a series, whole or not at all; returns whether anything changed.
 
         Comments of the series file and files that are no patches stay. Patches that the old series file
-        named and the new one does not are removed.
+        named and the new one does not are removed. Raises UsageError where a patch would be written over a
+        file that the series file does not name, or names in a comment.
         """
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_images.bench import Bench
 from llama_images.bench_rows import COLUMN_HEADS, COLUMNS, ratio_rows_of, rows_of
+from llama_images.evidence import BAD, Evidence
 from llama_images.matrix import Matrix, Source
 from llama_images.patch_series import PatchSeries
 from llama_images.plan import unpinned
@@ -155,8 +156,8 @@ def check_rows(series: Sequence[CheckedSeries]) -> list[dict[str, Any]]:
         {
             "series": one.source.series,
             "number": number,
-            "name": checked.patch.name,
-            "passed": not checked.problems,
+            "name": checked.name,
+            "passed": checked.passed,
             "problems": list(checked.problems),
             "compiled": checked.compiled,
         }
@@ -172,16 +173,20 @@ def check_table(checked: CheckedSeries) -> str:
             str(number),
             "FAIL" if one.problems else "ok",
             one.compiled,
-            "; ".join([one.patch.name, *one.problems]),
+            "; ".join([one.name, *one.problems]),
         ]
         for number, one in enumerate(checked.patches, 1)
     ]
-    passed = sum(not one.problems for one in checked.patches)
+    fine = sum(not one.problems for one in checked.patches)
     source = checked.source
-    return (
-        table(("#", "check", "compiled", "patch and what is wrong"), rows, right=(0,))
-        + f"\n{source.series}: {passed} of {len(rows)} patch(es) passed on {source.commit[:12]}"
-    )
+    all_of_them = counted(len(rows), "patch", "patches")
+    text = table(("#", "check", "compiled", "patch and what is wrong"), rows, right=(0,))
+    text += f"\n{source.series}: {fine} of {all_of_them} without a problem on {source.commit[:12]}"
+    if uncompiled := sum(one.passed is None for one in checked.patches):
+        text += f", {uncompiled} of these not compiled"
+    if checked.compile_error is not None:
+        text += f"\n{checked.compile_error.message}"
+    return text
 
 
 def status_rows(source: Source, comparison: Comparison) -> dict[str, Any]:
@@ -249,6 +254,34 @@ def smoke_table(result: SmokeResult) -> str:
         table((result.target.id, "check", "found"), rows)
         + f"\n{result.reference}: {passed} of {len(rows)} checks passed"
     )
+
+
+def suite_table(evidence: Evidence) -> str:
+    """Every case of a test run, and of those that failed every verdict that did."""
+    rows = []
+    for case in evidence.cases:
+        said = [case.reason] if case.reason else []
+        if case.status in BAD:
+            said = [f"{rule.name}: {rule.detail}" for rule in case.verdicts if not rule.passed] or said
+        elif case.status == "passed":
+            said = [case.about]
+        seconds = "-" if case.seconds is None else duration(case.seconds)
+        rows.append([_MARKS[case.status], case.name, seconds, "; ".join([*said, *case.notes])])
+    bad, skipped = len(evidence.failed), len(evidence.skipped)
+    passed = len(rows) - bad - skipped
+    return (
+        table((evidence.subject.name, "case", "time", "found"), rows, right=(2,))
+        + f"\n{passed} passed, {bad} failed, {skipped} skipped"
+    )
+
+
+_MARKS = {
+    "passed": "ok",
+    "failed": "FAIL",
+    "skipped": "skip",
+    "failed as it should": "ok, fails",
+    "passed though it should fail": "FAIL",
+}
 
 
 def layer_rows(sizes: Mapping[str, Sequence[Layer]]) -> dict[str, list[dict[str, Any]]]:

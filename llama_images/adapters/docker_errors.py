@@ -12,7 +12,7 @@ import docker.errors
 import requests.exceptions
 
 from llama_images.adapters.network import causes
-from llama_images.errors import OutsideError
+from llama_images.errors import OutsideError, TimedOut
 from llama_images.ports import RunRequest
 
 ANSWER_SECONDS: Final = 60
@@ -117,8 +117,8 @@ def push_error(reference: str, text: str) -> OutsideError:
     return OutsideError(message)
 
 
-def too_long(request: RunRequest) -> OutsideError:
-    return OutsideError(
+def too_long(request: RunRequest) -> TimedOut:
+    return TimedOut(
         f"{request.image} did not end within {request.timeout:g} seconds; its container was removed"
     )
 

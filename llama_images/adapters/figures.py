@@ -108,15 +108,16 @@ def _figure(chart: Chart, *, alone: bool) -> Figure:
     axes = figure.subplots(
         rows, columns, squeeze=False, sharex=True, sharey="row", height_ratios=[1.5, 1][:rows]
     )
+    ceiling = _ceiling(chart)
     for column, panel in enumerate(chart.panels):
-        _draw_steps(axes[0][column], panel, chart)
+        _draw_steps(axes[0][column], panel, chart, ceiling)
         if chart.has_gaps:
             _draw_gaps(axes[1][column], panel, chart)
     for row, label in enumerate(("time of a step, ms", "gap before the block, ms")[:rows]):
         axes[row][0].set_ylabel(label)
         axes[row][0].autoscale(axis="y")
-        top = axes[row][0].get_ylim()[1]
-        axes[row][0].set_ylim(0, top * 1.08)  # room for the labels of the highest
+        top = axes[row][0].get_ylim()[1] * 1.08  # room for the labels of the highest
+        axes[row][0].set_ylim(0, ceiling if row == 0 and ceiling is not None else top)
     for axis in axes.flat:
         axis.grid(axis="y", color=_GRID, linewidth=0.7)
         axis.set_axisbelow(True)
@@ -142,6 +143,14 @@ def _figure(chart: Chart, *, alone: bool) -> Figure:
     return figure
 
 
+def _ceiling(chart: Chart) -> float | None:
+    """The end of the steps' scale where single steps lie far above every median; None where all have room."""
+    groups = [group for panel in chart.panels for one in panel.series for run in one.runs for group in run]
+    highest = max((group.median_ms for group in groups), default=0.0)
+    longest = max((step for group in groups for steps in group.rounds_ms for step in steps), default=0.0)
+    return 1.6 * highest if longest > 2.5 * highest > 0 else None
+
+
 def _label_slots(axis: Axes, chart: Chart) -> None:
     if chart.slots:
         axis.set_xlim(-0.25, chart.slots[-1].left + 1.25)
@@ -151,7 +160,7 @@ def _label_slots(axis: Axes, chart: Chart) -> None:
     axis.set_xlabel("context before the block, tokens")
 
 
-def _draw_steps(axis: Axes, panel: Panel, chart: Chart) -> None:
+def _draw_steps(axis: Axes, panel: Panel, chart: Chart, ceiling: float | None) -> None:
     axis.set_title(panel.title, loc="left", fontweight="bold", fontsize=11, pad=16)
     _draw_bands(axis, chart)
     for heading in chart.headings:
@@ -168,7 +177,7 @@ def _draw_steps(axis: Axes, panel: Panel, chart: Chart) -> None:
         style = _STYLES[series.flavor % len(_STYLES)]
         for run in series.runs:
             for group in run:
-                _draw_group(axis, group, style)
+                _draw_group(axis, group, style, ceiling)
             axis.plot(
                 [group.left + 0.5 for group in run],
                 [group.median_ms for group in run],
@@ -176,11 +185,22 @@ def _draw_steps(axis: Axes, panel: Panel, chart: Chart) -> None:
                 **_median_line(style),
             )
     _label_ends(axis, panel)
-    if panel.missing:
+    notes = ["not measured: " + "; ".join(panel.missing)] if panel.missing else []
+    if ceiling is not None:
+        beyond = sum(
+            step > ceiling
+            for one in panel.series
+            for run in one.runs
+            for group in run
+            for steps in group.rounds_ms
+            for step in steps
+        )
+        notes += [f"\N{BLACK UP-POINTING TRIANGLE} {beyond} single steps above the scale"] if beyond else []
+    if notes:
         axis.text(
             0.99,
-            0.97,
-            "not measured: " + "; ".join(panel.missing),
+            0.93,
+            "\n".join(notes),
             transform=axis.transAxes,
             ha="right",
             va="top",
@@ -194,10 +214,24 @@ def _draw_bands(axis: Axes, chart: Chart) -> None:
         axis.axvspan(slot.left + 0.03, slot.left + 0.97, color=_BAND, linewidth=0, zorder=0)
 
 
-def _draw_group(axis: Axes, group: Group, style: _Style) -> None:
+def _draw_group(axis: Axes, group: Group, style: _Style, ceiling: float | None) -> None:
     for steps in group.rounds_ms:
+        lefts = [group.left + (number + 1) / (len(steps) + 1) for number in range(len(steps))]
+        if ceiling is not None and (
+            beyond := [x for x, step in zip(lefts, steps, strict=True) if step > ceiling]
+        ):
+            axis.plot(
+                beyond,
+                [0.985 * ceiling] * len(beyond),
+                color=style.colour,
+                linestyle="none",
+                marker="^",
+                markersize=4.0,
+                markeredgewidth=0,
+                zorder=3,
+            )
         axis.plot(
-            [group.left + (number + 1) / (len(steps) + 1) for number in range(len(steps))],
+            lefts,
             steps,
             color=style.colour,
             linestyle="none",
@@ -263,13 +297,14 @@ def _draw_gaps(axis: Axes, panel: Panel, chart: Chart) -> None:
             if len(chart.slots) * len(chart.flavors) <= 20:
                 axis.annotate(
                     _number(gap.median_ms),
-                    (centre, gap.high_ms),
+                    (centre, gap.median_ms),
                     xytext=(0, 2),
                     textcoords="offset points",
                     ha="center",
                     va="bottom",
                     color=style.colour,
                     fontsize=7.5,
+                    bbox={"facecolor": _BAND, "edgecolor": "none", "pad": 0.6},
                     zorder=5,
                 )
 

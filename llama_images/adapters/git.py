@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from llama_images.adapters.git_messages import moved_hunks, why_not_applied
+from llama_images.adapters.git_messages import moved_hunks, not_applied, why_not_applied
 from llama_images.adapters.git_mirror import Entry, Mirror, Origin, find_origin
 from llama_images.adapters.git_program import DamagedError, Git, full_disk
 from llama_images.adapters.locks import locked
 from llama_images.adapters.trees import Identity, TreeStore
-from llama_images.errors import CheckFailed, OutsideError, UsageError
+from llama_images.errors import OutsideError, UsageError
 from llama_images.patch_series import Patch, PatchSeries, is_within
 from llama_images.ports import CheckedOut, Programs, Reporter
 
@@ -161,12 +161,8 @@ class GitSourceTree:
         words = ["apply", "--cached", "--whitespace=error-all", "--verbose", "-p1", "-"]
         finished = self._git.run(words, git_dir=mirror.path, env=env, stdin=patch.text.encode("utf-8"))
         if finished.returncode != 0:
-            short = order.source.commit[:12]
-            onto = f"{short} with the {position} before it" if position else short
-            raise CheckFailed(
-                f"{shown} does not apply to {onto}: {why_not_applied(finished.error_text, patch)}",
-                hint="Mend the patch at that place; docs/bump-the-pin.md says how.",
-            )
+            why = why_not_applied(finished.error_text, patch)
+            raise not_applied(shown, commit=order.source.commit, position=position, why=why)
         for moved in moved_hunks(finished.error_text):
             self._reporter.warn(f"{shown}: {moved.path}, hunk {moved.hunk} applies {moved.lines} lines off")
 

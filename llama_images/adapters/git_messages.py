@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from llama_images.errors import CheckFailed
 from llama_images.patch_series import Patch
 
 _LACKS: Final = re.compile(r"not our ref|unadvertised object|couldn't find remote ref", re.IGNORECASE)
@@ -91,6 +92,15 @@ def why_not_applied(failure: str, patch: Patch) -> str:
         elif (flaw := _WHITE_SPACE.fullmatch(line) or _CORRUPT.fullmatch(line)) is not None:
             places.setdefault("", f"line {flaw['line']} of the patch: {flaw['why']}")
     return "; ".join(places.values()) if places else last_words(failure)
+
+
+def not_applied(shown: str, *, commit: str, position: int, why: str) -> CheckFailed:
+    """The error for a patch of a series that does not apply; ``position`` is how many are before it."""
+    onto = f"{commit[:12]} with the {position} before it" if position else commit[:12]
+    return CheckFailed(
+        f"{shown} does not apply to {onto}: {why}",
+        hint="Mend the patch at that place, as docs/bump-the-pin.md says; invoke patches.check shows all.",
+    )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -11,11 +11,12 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import unquote, urlsplit
 
+from llama_images.adapters.git_address import read_address, without_user
 from llama_images.adapters.git_messages import (
     last_words,
     means_damage,
@@ -62,11 +63,13 @@ class Origin:
     """Where objects come from."""
 
     address: str
-    """What git is given."""
+    """What git is given; holds no password."""
     label: str
-    """What the user is shown; holds no password."""
+    """What the user is shown."""
     git_dir: Path | None
     """The repository itself, where it lies on this machine."""
+    credentials: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Variables for a git that may ask the repository; see ``git_address.Address``."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -85,16 +88,16 @@ def find_origin(git: Git, source: Source, repo: str | None) -> Origin:
     it lacks the commit.
     """
     if not repo:
-        return Origin(address=source.repository, label=_without_password(source.repository), git_dir=None)
+        return _far_away(source.repository)
     wanted = f"Give a clone or bare repository that holds commit {source.commit[:12]}, or its URL."
     if repo.startswith("-") or any(character < " " for character in repo):
-        raise UsageError(f"{repo!r} is no path or URL of a repository", hint=wanted)
+        raise UsageError(f"{without_user(repo)!r} is no path or URL of a repository", hint=wanted)
     path = Path(repo).expanduser()
     scheme, separator, _ = repo.partition("://")
     if separator and scheme in _REMOTE_SCHEMES:
-        return Origin(address=repo, label=_without_password(repo), git_dir=None)
+        return _far_away(repo)
     if separator and scheme != "file":
-        raise UsageError(f"{_without_password(repo)}: {scheme}:// is not supported", hint=wanted)
+        raise UsageError(f"{without_user(repo)}: {scheme}:// is not supported", hint=wanted)
     if separator:
         path = Path(unquote(urlsplit(repo).path))
     elif _SCP_LIKE.fullmatch(repo) and not path.exists():
@@ -117,9 +120,10 @@ def find_origin(git: Git, source: Source, repo: str | None) -> Origin:
     return Origin(address=str(path), label=repo, git_dir=git_dir)
 
 
-def _without_password(address: str) -> str:
-    parts = urlsplit(address)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+def _far_away(url: str) -> Origin:
+    """A repository that is asked over the network. Raises UsageError as ``git_address.read_address`` does."""
+    address = read_address(url)
+    return Origin(address=address.url, label=address.label, git_dir=None, credentials=address.credentials)
 
 
 def fetch(
@@ -142,7 +146,7 @@ def fetch(
     words += ["-c", "fetch.negotiationAlgorithm=noop"]
     words += ["fetch", "--progress", "--no-tags", "--no-write-fetch-head", "--no-recurse-submodules"]
     words += [f"--filter={leave_out}", *arguments]
-    env = {"GIT_ALLOW_PROTOCOL": "file"} if origin.git_dir is not None else {}
+    env = {"GIT_ALLOW_PROTOCOL": "file"} if origin.git_dir is not None else origin.credentials
     for attempt in range(1, _TRIES + 1):
         finished = git.run(
             words, git_dir=git_dir, env=env, stdin=stdin, timeout=FETCH_SECONDS, on_line=on_line

@@ -24,15 +24,16 @@ _HINT: Final = "Give a commit, or a ref such as pull/24423/head."
 _NO_ANSWER: Final = "Check the network and the proxy, or give a clone: --repo PATH or LLAMA_CPP_REPO=PATH"
 
 
-def remote_commit(git: Git, repository: str, ref: str, *, label: str, hint: str) -> str | None:
+def remote_commit(git: Git, origin: Origin, ref: str, *, hint: str) -> str | None:
     """The commit that ``ref`` names in a repository far away, an annotated tag's commit; ``None`` without it.
 
     Raises OutsideError, with ``hint``, where the repository does not answer.
     """
-    finished = git.run(["ls-remote", "--", repository, ref, f"{ref}^{{}}"], timeout=_ASK_SECONDS)
+    words = ["ls-remote", "--", origin.address, ref, f"{ref}^{{}}"]
+    finished = git.run(words, env=origin.credentials, timeout=_ASK_SECONDS)
     if finished.returncode != 0:
         raise OutsideError(
-            f"{label} can't be asked for {ref}: {last_words(finished.error_text)}",
+            f"{origin.label} can't be asked for {ref}: {last_words(finished.error_text)}",
             hint=hint,
         )
     lines = (line.partition("\t") for line in finished.text.splitlines())
@@ -57,7 +58,7 @@ def find_commit(git: Git, source: Source, origin: Origin, name: str) -> str:
     if origin.git_dir is None:
         if _COMMIT.fullmatch(name):
             return name  # the fetch will tell
-        found = remote_commit(git, origin.address, name, label=origin.label, hint=_NO_ANSWER)
+        found = remote_commit(git, origin, name, hint=_NO_ANSWER)
         if found is None:
             hint = f"{_HINT} A repository that is not on this machine wants all 40 digits of a commit."
             raise UsageError(f"{origin.label} has no {name}", hint=hint)

@@ -76,7 +76,8 @@ def _quoted(value: str) -> str:
 class Scratch:
     """A repository of our own with its index. Nothing here touches files of a work tree."""
 
-    def __init__(self, git: Git, git_dir: Path, *, may_fetch: bool) -> None:
+    def __init__(self, git: Git, git_dir: Path, *, origin: Origin | None) -> None:
+        """``origin`` may be asked for what is missing."""
         self._git = git
         self.git_dir = git_dir
         # Not "index": the repository may be that of a work tree, which has its own.
@@ -85,7 +86,8 @@ class Scratch:
             # None for most commands: they would look for attributes in it, and fetch them.
             "GIT_INDEX_FILE": str(git_dir / "no-index"),
             "GIT_OBJECT_DIRECTORY": str(git_dir / "objects"),
-            "GIT_NO_LAZY_FETCH": "0" if may_fetch else "1",
+            "GIT_NO_LAZY_FETCH": "1" if origin is None else "0",
+            **({} if origin is None else origin.credentials),
         }
 
     @classmethod
@@ -98,7 +100,7 @@ class Scratch:
             git_dir = Path(folder) / "scratch.git"
             bare = "\tbare = true\n"
             make_repository(git_dir, borrowed=borrowed, shallow=shallow, settings=bare, origin=origin)
-            yield cls(git, git_dir, may_fetch=origin is not None)
+            yield cls(git, git_dir, origin=origin)
 
     def run(
         self,

@@ -10,24 +10,40 @@ from pathlib import Path
 
 from llama_images.errors import OutsideError, UsageError
 from llama_images.patch_format import series_comments, series_text
-from llama_images.patch_series import PatchSeries, decode_text, make_series, parse_series, series_entries
+from llama_images.patch_series import (
+    PatchSeries,
+    SeriesEntry,
+    decode_text,
+    parse_patch,
+    parse_series,
+    series_entries,
+)
+from llama_images.series_ports import ListedPatch
 
 
 def load_series(folder: Path) -> PatchSeries:
     """Read ``folder/series`` and the patches that it names; the folder's name is the series' name.
 
-    Raises UsageError, with file and line, for a bad series or patch, for a patch that is missing, and for one
-    that lies there without being named (a ``#`` comment that names it will do).
+    Raises UsageError as ``list_patches`` does, and with file and line for a patch that can't be read.
+    """
+    patches = []
+    for one in list_patches(folder):
+        if one.error is not None:
+            raise one.error
+        assert one.patch is not None
+        patches.append(one.patch)
+    return PatchSeries(name=folder.name, patches=tuple(patches))
+
+
+def list_patches(folder: Path) -> tuple[ListedPatch, ...]:
+    """Read ``folder/series``, and of the patches that it names each that can be read.
+
+    Raises UsageError, with file and line, for a bad series file, and for a patch that lies there without
+    being named (a ``#`` comment that names it will do).
     """
     shown = f"{folder.parent.name}/{folder.name}"
     text = decode_text(_read(folder / "series", f"{shown}/series"), name=f"{shown}/series")
     entries = series_entries(text, name=f"{shown}/series")
-    for entry in entries:
-        if not (folder / entry.name).is_file():
-            raise UsageError(
-                f"{shown}/series:{entry.line}: {entry.name} is missing",
-                hint=f"Put the file into {shown}, or remove the line.",
-            )
     mentioned = set(re.findall(r"\S+\.patch\b", text))
     for path in sorted(folder.glob("*.patch")):
         if path.name not in mentioned:
@@ -35,9 +51,22 @@ def load_series(folder: Path) -> PatchSeries:
                 f"{shown}/{path.name} is not named by {shown}/series",
                 hint="Name it where it belongs, or in a comment to leave it out.",
             )
-    names = [f"{shown}/{entry.name}" for entry in entries]
-    texts = [decode_text(_read(folder / Path(name).name, name), name=name) for name in names]
-    return make_series(folder.name, zip(names, texts, strict=True))
+    return tuple(_listed(folder, entry) for entry in entries)
+
+
+def _listed(folder: Path, entry: SeriesEntry) -> ListedPatch:
+    shown = f"{folder.parent.name}/{folder.name}"
+    path, name = folder / entry.name, f"{shown}/{entry.name}"
+    try:
+        if not path.is_file():
+            raise UsageError(
+                f"{shown}/series:{entry.line}: {entry.name} is missing",
+                hint=f"Put the file into {shown}, or remove the line.",
+            )
+        patch = parse_patch(name, decode_text(_read(path, name), name=name))
+    except UsageError as error:
+        return ListedPatch(name=entry.name, error=error)
+    return ListedPatch(name=entry.name, patch=patch)
 
 
 def _read(path: Path, shown: str) -> bytes:
@@ -81,10 +110,15 @@ class PatchFolders:
     def __init__(self, patches: Path) -> None:
         self._patches = patches
 
+    def listed(self, series: str) -> tuple[ListedPatch, ...]:
+        """The patches of a series; see ``series_ports.SeriesFolders.listed``."""
+        return list_patches(self._patches / series)
+
     def replace(self, series: PatchSeries, *, source: str) -> bool:
         """Write a series; see ``series_ports.SeriesFolders.replace``.
 
-        Raises UsageError for a series file that can't be read, OutsideError where nothing can be written.
+        Raises UsageError for a series file that can't be read and for a patch that would be written over,
+        OutsideError where nothing can be written.
         """
         folder = (self._patches / series.name).resolve()
         shown = f"{self._patches.name}/{series.name}"
@@ -93,6 +127,12 @@ class PatchFolders:
         gone = set(parse_series(listed, name=f"{shown}/series"))
         new = {name: data for name, data in old.items() if name not in gone}
         names = [patch.name for patch in series.patches]
+        for patch in series.patches:
+            if patch.name in new and new[patch.name] != patch.text.encode("utf-8"):
+                raise UsageError(
+                    f"{shown}/{patch.name} is there already, and is not one of the series: it would be lost",
+                    hint="Move the file away, or give the commit another subject. Nothing was written.",
+                )
         text = series_text(names, source=source, comments=series_comments(listed))
         new |= {patch.name: patch.text.encode("utf-8") for patch in series.patches}
         new["series"] = text.encode("utf-8")

@@ -28,7 +28,7 @@ from llama_images.adapters.image_archive import read_layers
 from llama_images.adapters.image_build import check_inputs, common_arguments, csv_field, run_build
 from llama_images.adapters.process import termination_as_interrupt
 from llama_images.buildlog import BuildSummary
-from llama_images.errors import OutsideError, UsageError
+from llama_images.errors import OutsideError, TimedOut, UsageError
 from llama_images.ports import (
     BuildRequest,
     EngineInfo,
@@ -169,9 +169,9 @@ class PodmanEngine:
 
             try:
                 finished = self._podman(argv, stdin=request.stdin, timeout=request.timeout, on_line=watch)
-            except OutsideError as error:
+            except TimedOut as error:
                 if self._state(name).get("Running"):
-                    raise OutsideError(
+                    raise TimedOut(
                         f"{request.image} did not end within {request.timeout:g} seconds; "
                         "its container was removed"
                     ) from error

@@ -15,12 +15,13 @@ from pathlib import Path
 from types import FrameType
 from typing import IO, BinaryIO, Final
 
-from llama_images.errors import OutsideError
+from llama_images.errors import OutsideError, TimedOut
 from llama_images.ports import Finished
 
 _CHUNK: Final = 65536
 
 _INSTALLED_BY: Final[Mapping[str, str]] = {
+    "cc": "apt-get install gcc libc6-dev",
     "docker": "apt-get install docker.io, or ./bootstrap",
     "docker-registry": "apt-get install docker-registry",
     "git": "apt-get install git",
@@ -307,16 +308,14 @@ class _Run:
             else:
                 self._handle(index, data)
             if deadline is not None and time.monotonic() > deadline and self._child.poll() is None:
-                raise OutsideError(f"{self._name} did not end within {timeout:g} seconds and was stopped")
+                raise TimedOut(f"{self._name} did not end within {timeout:g} seconds and was stopped")
         for index in sorted(self._open):
             self._finish_stream(index)
         remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
         try:
             self._child.wait(remaining)
         except subprocess.TimeoutExpired as error:
-            raise OutsideError(
-                f"{self._name} did not end within {timeout:g} seconds and was stopped"
-            ) from error
+            raise TimedOut(f"{self._name} did not end within {timeout:g} seconds and was stopped") from error
 
     def end(self, grace: float) -> None:
         """End the process group: SIGINT, then SIGTERM, then SIGKILL, each given ``grace`` seconds."""

@@ -39,6 +39,8 @@ class _Place:
     git_dir: Path
     """Its own; of one that ``git worktree add`` made, not the repository's."""
     objects: Path
+    settings: tuple[str, ...] = ()
+    """Options for git by which nothing of the work tree's owner is started: no hook, no filter."""
 
 
 @contextlib.contextmanager
@@ -114,7 +116,19 @@ def _find(git: Git, path: Path) -> _Place:
     git_dir, objects, *more = os.fsdecode(asked.stdout).removesuffix("\n").split("\n")
     if more:
         raise UsageError(f"{path.name!r}: a path with a line end can't be used", hint=hint)
-    return _Place(path=path, git_dir=Path(git_dir), objects=Path(objects))
+    place = _Place(path=path, git_dir=Path(git_dir), objects=Path(objects))
+    return replace(place, settings=_start_nothing(git, place))
+
+
+def _start_nothing(git: Git, place: _Place) -> tuple[str, ...]:
+    """Options that take back what the settings of a work tree would have git start."""
+    words = ["config", "--includes", "-z", "--name-only", "--get-regexp", r"^filter\."]
+    listed = git.run(words, git_dir=place.git_dir, work_tree=place.path)
+    filters = {os.fsdecode(name).rpartition(".")[0] for name in listed.stdout.split(b"\0") if name}
+    settings = ["core.fsmonitor=false", f"core.hooksPath={os.devnull}"]
+    for name in sorted(filters):
+        settings += [f"{name}.clean=", f"{name}.smudge=", f"{name}.process=", f"{name}.required=false"]
+    return tuple(word for setting in settings for word in ("-c", setting))
 
 
 def _read(git: Git, place: _Place, arguments: Sequence[str], *, may_fetch: bool = False) -> bytes:
@@ -126,8 +140,7 @@ def _read(git: Git, place: _Place, arguments: Sequence[str], *, may_fetch: bool 
     }
     if not may_fetch:
         env |= NO_NETWORK  # git before 2.45 knows no other way to leave a partial clone's remote alone
-    words = ["-c", "core.fsmonitor=false", *arguments]
-    finished = git.run(words, git_dir=place.git_dir, work_tree=place.path, env=env)
+    finished = git.run([*place.settings, *arguments], git_dir=place.git_dir, work_tree=place.path, env=env)
     if finished.returncode != 0:
         raise DamagedError(finished.error_text.strip().splitlines()[0] if finished.stderr else "no reason")
     return finished.stdout

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Final
 
 from llama_images.adapters import tree_sync
 from llama_images.adapters.git import GitSourceTree
-from llama_images.adapters.git_messages import last_words
+from llama_images.adapters.git_messages import last_words, not_applied
 from llama_images.adapters.git_mirror import blobs, find_origin, tree_entries
 from llama_images.adapters.git_program import DamagedError, Git
 from llama_images.adapters.git_revision import bring_commit, describe, find_commit
 from llama_images.adapters.git_scratch import Scratch, moved_words, unreadable
-from llama_images.errors import CheckFailed, OutsideError
+from llama_images.errors import OutsideError
 from llama_images.patch_series import Patch, PatchSeries
 from llama_images.ports import Reporter
 from llama_images.series_ports import AppliedPatch, AppliedSeries, ComparedPatch, Comparison
@@ -75,12 +75,8 @@ def refuse_unapplied(source: Source, applied: tuple[AppliedPatch, ...]) -> None:
     """Raise CheckFailed where a series does not apply to its own pin."""
     for position, patch in enumerate(applied):
         if patch.problem is not None:
-            short = source.commit[:12]
-            onto = f"{short} with the {position} before it" if position else short
-            raise CheckFailed(
-                f"patches/{source.series}/{patch.name} does not apply to {onto}: {patch.problem}",
-                hint="Mend the series first; invoke patches.check shows more.",
-            )
+            shown = f"patches/{source.series}/{patch.name}"
+            raise not_applied(shown, commit=source.commit, position=position, why=patch.problem)
 
 
 class _Applied:

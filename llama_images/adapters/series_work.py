@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from llama_images.adapters.git import GitSourceTree
+from llama_images.adapters.git_address import credentials_for
 from llama_images.adapters.git_messages import last_words
 from llama_images.adapters.git_mirror import Origin, find_origin
 from llama_images.adapters.git_program import DamagedError, Git
@@ -72,12 +73,13 @@ class GitSeriesWork:
         origin = find_origin(self._git, source, repo)
         commit = find_commit(self._git, source, origin, onto)
         path = self.path(source)
+        work = WorkTree(self._git, path, source, credentials=origin.credentials)
         with self._locked(source):
             if path.exists():
                 state = self._present(path)
                 is_same = state.onto.commit == commit and state.series == series.digest
                 if state.pick is None and is_same:
-                    return self._finish(WorkTree(self._git, path, source), state)
+                    return self._finish(work, state)
                 if state.pick is not None:
                     if state.is_stopped or not is_same:
                         raise UsageError(
@@ -85,20 +87,20 @@ class GitSeriesWork:
                             hint="invoke patches.rebase --continue goes on with it, --abort removes it.",
                         )
                     self._reporter.line(f"{path}: going on with the rebase that was interrupted")
-                    return self._advance(WorkTree(self._git, path, source), state)
-                self._refuse_loss(WorkTree(self._git, path, source), state, series)
+                    return self._advance(work, state)
+                self._refuse_loss(work, state, series)
             mirror = self._trees.mirror(source, repo=repo)
             state = self._make(source, series, origin, mirror, commit=commit, onto=onto)
-            return self._advance(WorkTree(self._git, path, source), state)
+            return self._advance(work, state)
 
-    def resume(self, source: Source, *, skip: bool) -> Rebase:
+    def resume(self, source: Source, *, skip: bool, repo: str | None = None) -> Rebase:
         """Go on after a conflict; see ``series_ports.SeriesWork.resume``."""
         path = self.path(source)
         with self._locked(source):
             if not path.exists():
                 raise UsageError(f"there is no rebase of {source.name} to go on with", hint=_START)
             state = self._present(path)
-            work = WorkTree(self._git, path, source)
+            work = WorkTree(self._git, path, source, credentials=credentials_for(repo))
             if skip and not state.is_stopped:
                 raise UsageError(f"{path}: no patch waits to be left out", hint="--skip is for a conflict.")
             if state.is_stopped:
@@ -219,7 +221,7 @@ class GitSeriesWork:
             sparse = "".join(f"/{path}\n" for path in source.paths)
             (git_dir / "info" / "sparse-checkout").write_text(sparse, "utf-8")
             bring_commit(self._git, source, origin, commit, git_dir, self._reporter)
-            scratch = Scratch(self._git, git_dir, may_fetch=True)
+            scratch = Scratch(self._git, git_dir, origin=origin)
             with self._reporter.activity(f"series {source.name}: making a work tree") as activity:
                 activity.update(f"{len(series.patches)} patches as commits on {source.commit[:12]}")
                 picks = _import(scratch, source, series)
@@ -227,7 +229,8 @@ class GitSeriesWork:
                 for tag, target in (("pin", source.commit), ("onto", commit)):
                     scratch.read(["update-ref", f"refs/tags/{tag}", target])
                 activity.update(f"checking out {commit[:12]}")
-                WorkTree(self._git, staging, source).need(["checkout", "--quiet", "--detach", commit])
+                work = WorkTree(self._git, staging, source, credentials=origin.credentials)
+                work.need(["checkout", "--quiet", "--detach", commit])
             state = RebaseState(series=series.digest, onto=revision, picks=picks, head=commit)
             save_state(git_dir, state)
             self._put(source, staging)

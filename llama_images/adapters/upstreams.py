@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 import docker.auth
 import requests
 
+from llama_images.adapters.git_mirror import Origin
 from llama_images.adapters.git_program import Git
 from llama_images.adapters.git_revision import remote_commit
 from llama_images.adapters.network import LOOPBACK, reason
@@ -131,8 +132,10 @@ class PublicUpstreams:
 
     def head(self, repository: str, ref: str) -> str:
         """The commit that ``ref`` names in ``repository`` now; an annotated tag's commit."""
+        # No password to keep: the matrix refuses an address with a user.
+        origin = Origin(address=repository, label=repository, git_dir=None)
         hint = "check the network, the proxy and the source's repository in the matrix"
-        commit = remote_commit(self._git, repository, ref, label=repository, hint=hint)
+        commit = remote_commit(self._git, origin, ref, hint=hint)
         if commit is not None:
             return commit
         raise OutsideError(f"{repository} has no {ref}", hint="check the source's ref in the matrix")

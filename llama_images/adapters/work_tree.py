@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,13 +21,30 @@ if TYPE_CHECKING:
     from llama_images.matrix import Source
 
 _MARKERS: Final = tuple(marker.encode() for marker in CONFLICT_MARKERS)
+# The owner may set these in the work tree. A rebase gives the same commits all the same, and starts nothing.
+_SETTINGS: Final = tuple(
+    word
+    for setting in (
+        *(f"core.hooksPath={os.devnull}", "core.fsmonitor=false", f"core.attributesFile={os.devnull}"),
+        *("core.autocrlf=false", "core.safecrlf=false", "core.commentChar=;"),
+        *(
+            "commit.gpgSign=false",
+            "commit.cleanup=default",
+            "merge.conflictStyle=diff3",
+            "rerere.enabled=false",
+        ),
+        *("rebase.autoSquash=false", "rebase.autoStash=false", "rebase.updateRefs=false"),
+    )
+    for word in ("-c", setting)
+)
 _CUT_OFF: Final = ("index.lock", "HEAD.lock", "CHERRY_PICK_HEAD", "REBASE_HEAD", "AUTO_MERGE", "MERGE_MSG")
 
 
 class WorkTree:
     """git in one work tree of the cache, out of reach of the user's settings."""
 
-    def __init__(self, git: Git, path: Path, source: Source) -> None:
+    def __init__(self, git: Git, path: Path, source: Source, *, credentials: Mapping[str, str]) -> None:
+        """``credentials`` are for the repository that git asks for what is missing."""
         self._git = git
         self.path = path
         self.git_dir = path / ".git"
@@ -41,11 +59,12 @@ class WorkTree:
             "GIT_EDITOR": ":",
             "GIT_SEQUENCE_EDITOR": ":",
             **committer,
+            **credentials,
         }
 
     def run(self, arguments: Sequence[str]) -> Finished:
         return self._git.run(
-            arguments,
+            [*_SETTINGS, *arguments],
             git_dir=self.git_dir,
             work_tree=self.path,
             env=self._environment,

@@ -29,6 +29,7 @@ from llama_images.pins import (
     wheel_changes,
 )
 from llama_images.ports import Activity, Reporter
+from llama_images.words import counted
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,9 +42,15 @@ class PinsUpdate:
 
 
 def update_pins(
-    path: Path, upstreams: Upstreams, reporter: Reporter, *, only: Sequence[str] = (), dry_run: bool = False
+    path: Path,
+    upstreams: Upstreams,
+    reporter: Reporter,
+    *,
+    show: Callable[[str], None],
+    only: Sequence[str] = (),
+    dry_run: bool = False,
 ) -> PinsUpdate:
-    """Ask for the newest fitting pins, write them to the matrix at ``path`` and print what changed.
+    """Ask for the newest fitting pins, write them to the matrix at ``path`` and ``show`` what changed.
 
     ``only`` takes words of ``pins.TOPICS``; empty means all. The wheels of a toolkit change together or not
     at all, and so do its two images. A source's pin is never changed; what its ref names now is told.
@@ -71,17 +78,19 @@ def update_pins(
     changes = tuple(answers.changes)
     new = apply_changes(text, changes, name=path.name)
     if changes:
-        reporter.line(changes_table(changes))
+        show(changes_table(changes))
     elif not answers.failed and set(asked) - {"source"}:
         reporter.line(f"{path.name}: every pin that was asked for is the newest that fits")
     for head in answers.heads:
-        reporter.line(head.text)
+        show(head.text)
     written = bool(changes) and not dry_run
     if written:
         _replace(path, text, new)
-        reporter.line(f"{path.name}: {len(changes)} value(s) written; run invoke render, then build and test")
+        reporter.line(
+            f"{path.name}: {counted(len(changes), 'value')} written; run invoke render, then build and test"
+        )
     elif changes:
-        reporter.line(f"{path.name}: {len(changes)} value(s) would change; nothing was written")
+        reporter.line(f"{path.name}: {counted(len(changes), 'value')} would change; nothing was written")
     if answers.failed:
         kept = "what was resolved is written; " if written else ""
         raise OutsideError(

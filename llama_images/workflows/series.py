@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from llama_images.series_ports import (
     AppliedPatch,
     AppliedSeries,
     CompileFolder,
+    ListedPatch,
     Rebase,
     Revision,
     SeriesFolders,
@@ -29,20 +31,28 @@ from llama_images.series_ports import (
     SeriesWork,
     WorkCommit,
 )
+from llama_images.words import counted
 from llama_images.workflows.series_compile import Tools, compile_tree, find_tools, result_key
 from llama_images.workflows.workshop import Workshop
 
-CompileState = Literal["compiled", "known", "failed", "not tried"]
-"""``known``: this very tree was compiled before with these very settings."""
+CompileState = Literal["compiled", "known", "failed", "not tried", "left out"]
+"""``known``: this very tree was compiled before with these very settings. ``left out``: was not asked for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckedPatch:
     """What was found of one patch."""
 
-    patch: Patch
+    name: str
     problems: tuple[str, ...]
     compiled: CompileState
+
+    @property
+    def passed(self) -> bool | None:
+        """``None`` where nothing was found and it was not compiled."""
+        if self.problems:
+            return False
+        return True if self.compiled in ("compiled", "known") else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,11 +62,7 @@ class CheckedSeries:
     source: Source
     patches: tuple[CheckedPatch, ...]
     compile_error: LlamaImagesError | None
-    """Why nothing could be compiled; ``None`` where it could, or was not asked for."""
-
-    @property
-    def passed(self) -> bool:
-        return not any(checked.problems for checked in self.patches)
+    """Why not all could be compiled; ``None`` where they could, or that was not asked for."""
 
 
 def check_series(
@@ -64,6 +70,7 @@ def check_series(
     trees: SeriesTrees,
     folders: Callable[[str], AbstractContextManager[CompileFolder]],
     source: Source,
+    patches: Sequence[ListedPatch],
     *,
     repo: str | None,
     compile_patches: bool,
@@ -71,26 +78,36 @@ def check_series(
 ) -> CheckedSeries:
     """Look at every patch of a source's series: header, form, paths, whether it applies, whether it compiles.
 
-    What is wrong is in the result. A machine that can't compile is told at the end, after all the rest.
-    Raises OutsideError and CheckFailed where the pin can't be had.
+    ``patches`` is the series as its folder has it. What is wrong is in the result, a patch that can't be read
+    too. A machine that can't compile is told at the end, after all the rest. Raises OutsideError and
+    CheckFailed where the pin can't be had.
     """
-    series = shop.series[source.series]
+    readable = [one.patch for one in itertools.takewhile(lambda one: one.patch is not None, patches)]
+    series = PatchSeries(name=source.series, patches=tuple(patch for patch in readable if patch is not None))
+    state: CompileState = "not tried" if compile_patches else "left out"
+    error: LlamaImagesError | None = None
     with trees.applied(source, series, repo=repo) as applied:
-        checked = _look(source, series, applied.patches)
-        if not compile_patches:
-            return CheckedSeries(source=source, patches=checked, compile_error=None)
-        try:
-            tools = find_tools(shop, jobs)
-        except OutsideError as error:
-            return CheckedSeries(source=source, patches=checked, compile_error=error)
-        with folders(source.name) as folder:
-            checked = _compile_each(shop, folder, source, tools, applied, checked)
-    return CheckedSeries(source=source, patches=checked, compile_error=None)
+        checked = _look(source, patches, applied.patches, state)
+        if compile_patches:
+            try:
+                tools = find_tools(shop, jobs)
+            except OutsideError as missing:
+                return CheckedSeries(source=source, patches=checked, compile_error=missing)
+            with folders(source.name) as folder:
+                checked, error = _compile_each(shop, folder, source, tools, applied, checked)
+    return CheckedSeries(source=source, patches=checked, compile_error=error)
 
 
-def _look(source: Source, series: PatchSeries, applied: Sequence[AppliedPatch]) -> tuple[CheckedPatch, ...]:
+def _look(
+    source: Source, patches: Sequence[ListedPatch], applied: Sequence[AppliedPatch], state: CompileState
+) -> tuple[CheckedPatch, ...]:
     checked = []
-    for index, patch in enumerate(series.patches):
+    for index, listed in enumerate(patches):
+        patch = listed.patch
+        if patch is None:
+            problem = listed.error.message if listed.error is not None else "can't be read"
+            checked.append(CheckedPatch(name=listed.name, problems=(problem,), compiled=state))
+            continue
         problems = [*_header_problems(patch), *_path_problems(source, patch)]
         if (line := conflict_line(patch)) is not None:
             problems.append(f"line {line} adds a conflict marker")
@@ -102,8 +119,8 @@ def _look(source: Source, series: PatchSeries, applied: Sequence[AppliedPatch]) 
             if step.problem is None and not step.moved:
                 problems += _form_problems(index + 1, patch, step.diff)
         else:
-            problems.append("not tried, since one before it does not apply")
-        checked.append(CheckedPatch(patch=patch, problems=tuple(problems), compiled="not tried"))
+            problems.append("not tried, since one before it can't be applied")
+        checked.append(CheckedPatch(name=patch.name, problems=tuple(problems), compiled=state))
     return tuple(checked)
 
 
@@ -137,7 +154,8 @@ def _compile_each(
     tools: Tools,
     applied: AppliedSeries,
     checked: tuple[CheckedPatch, ...],
-) -> tuple[CheckedPatch, ...]:
+) -> tuple[tuple[CheckedPatch, ...], OutsideError | None]:
+    """The patches with what compiling has found, and what stopped it before the last."""
     settings = tools.settings(source)
     folder.prepare(settings)
     result = list(checked)
@@ -153,22 +171,26 @@ def _compile_each(
         with shop.reporter.activity(f"compile {index + 1}/{len(checked)} {step.name}") as activity:
             activity.update("laying out the source")
             applied.lay_out(step.tree, folder.source)
-            problem = compile_tree(shop, folder, source, tools, name=name, on_progress=activity.update)
+            try:
+                problem = compile_tree(shop, folder, source, tools, name=name, on_progress=activity.update)
+            except OutsideError as error:
+                return tuple(result), OutsideError(f"{step.name}: {error.message}", hint=error.hint)
         if problem is None:
             folder.remember(key)
             result[index] = replace(result[index], compiled="compiled")
         else:
             problems = (*result[index].problems, f"does not compile: {problem}")
             result[index] = replace(result[index], compiled="failed", problems=problems)
-    return tuple(result)
+    return tuple(result), None
 
 
 def raise_for(checked: Sequence[CheckedSeries]) -> None:
     """Raise CheckFailed where a patch has a problem, or else OutsideError where none could be compiled."""
-    bad = [one.patch.name for series in checked for one in series.patches if one.problems]
+    bad = [one.name for series in checked for one in series.patches if one.problems]
     if bad:
         raise CheckFailed(
-            f"{len(bad)} patch(es) with problems: {', '.join(bad)}", hint="the table above says which"
+            f"{counted(len(bad), 'patch', 'patches')} with problems: {', '.join(bad)}",
+            hint="the table above says which",
         )
     for series in checked:
         if series.compile_error is not None:
@@ -193,7 +215,9 @@ def raise_for_conflict(source: Source, rebase: Rebase) -> None:
 def rebase_report(source: Source, rebase: Rebase) -> str:
     """What a finished rebase has come to, and what to do with it."""
     onto = rebase.onto
-    lines = [f"{len(rebase.kept)} patch(es) on {onto.commit} ({onto.name}), in {rebase.path}"]
+    lines = [
+        f"{counted(len(rebase.kept), 'patch', 'patches')} on {onto.commit} ({onto.name}), in {rebase.path}"
+    ]
     lines += [f"absorbed, nothing is left of it: {name}" for name in rebase.absorbed]
     lines += [f"left out: {name}" for name in rebase.skipped]
     lines += ["", "Next:", f"  invoke patches.export      writes them to patches/{source.series}"]
@@ -209,11 +233,11 @@ def rebase_report(source: Source, rebase: Rebase) -> str:
 
 def _matrix_lines(onto: Revision) -> list[str]:
     number = onto.build_number
-    counted = str(number) if number is not None else f"(git rev-list --count {onto.commit}, in a full clone)"
+    count = str(number) if number is not None else f"(git rev-list --count {onto.commit}, in a full clone)"
     return [
         f"    commit: {onto.commit}",
         f"    tree: {onto.tree}",
-        f"    build_number: {counted}",
+        f"    build_number: {count}",
         f"    date: {onto.date.strftime('%Y-%m-%dT%H:%M:%SZ')}",
     ]
 

@@ -6,12 +6,13 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
-from llama_images.errors import OutsideError
+from llama_images.errors import OutsideError, UsageError
 from llama_images.located_yaml import listed
 from llama_images.matrix import Source
 from llama_images.ports import Programs
@@ -27,8 +28,25 @@ _OPTIONS: Final = (
     *("-DLLAMA_BUILD_SERVER=OFF", "-DLLAMA_BUILD_APP=OFF", "-DLLAMA_BUILD_UI=OFF"),
 )
 _PACKAGES: Final = {"cmake": "cmake", "ninja": "ninja-build", "cc": "g++", "c++": "g++"}
+_VERSIONED: Final = ("cc", "c++", "cmake")
+_VARIABLES: Final = (
+    *("CC", "CXX", "CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS"),
+    *("CPATH", "C_INCLUDE_PATH", "CPLUS_INCLUDE_PATH", "LIBRARY_PATH"),
+)
+"""What of the environment cmake and compilers heed."""
+_LAUNCHERS: Final = frozenset({"ccache", "sccache", "distcc", "icecc"})
+"""Programs that CC and CXX may name before the compiler."""
 _NINJA: Final = re.compile(r"\[([0-9]+)/([0-9]+)\] .*")
 _ERROR: Final = re.compile(r"CMake Error\b|\b(?:fatal )?error: |undefined reference to ")
+# gcc, clang, the shell that ninja starts, ninja itself.
+_CUT_OFF: Final = re.compile(
+    r"No space left on device|Disk quota exceeded|[Cc]annot allocate memory|virtual memory exhausted"
+    r"|out of memory allocating|(?:Killed|Terminated) signal terminated program"
+    r"|unable to execute command: (?:Killed|Terminated)|internal compiler error: (?:Killed|Terminated)"
+    r"|(?:^|: )Killed$|build stopped: interrupted by user"
+)
+_QUOTED: Final = re.compile(r"\s*[0-9]*\s*\|")
+"""A line of the source, as compilers show it below an error."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -38,12 +56,15 @@ class Tools:
     launcher: str
     """ccache's path; empty where there is none."""
     versions: tuple[str, ...]
-    """First lines of what compiler and cmake say of themselves."""
+    """First lines of what compilers and cmake say of themselves."""
+    environment: Mapping[str, str]
+    """What compilers are told by variables."""
     jobs: int
 
     def settings(self, source: Source) -> str:
         """Everything besides the tree that a result depends on, as text; ccache is no part of it."""
-        return json.dumps([configure_options(source, replace(self, launcher="")), *self.versions])
+        options = configure_options(source, replace(self, launcher=""))
+        return json.dumps([options, *self.versions, sorted(self.environment.items())])
 
 
 def configure_options(source: Source, tools: Tools) -> list[str]:
@@ -58,23 +79,52 @@ def configure_options(source: Source, tools: Tools) -> list[str]:
 def find_tools(shop: Workshop, jobs: int | None) -> Tools:
     """What this machine compiles with; ``jobs`` is how many compilers run at once, or as many as fit.
 
-    Raises OutsideError that names everything that is missing.
+    Raises OutsideError that names everything that is missing, UsageError for a CC or CXX that can't be read.
     """
-    compilers = {
-        "cc": shop.environment.get("CC", "").split()[:1] or ["cc"],
-        "c++": shop.environment.get("CXX", "").split()[:1] or ["c++"],
+    wanted = {
+        "cmake": ["cmake"],
+        "ninja": ["ninja"],
+        "cc": _compiler(shop.environment, "CC", "cc"),
+        "c++": _compiler(shop.environment, "CXX", "c++"),
     }
-    wanted = {"cmake": "cmake", "ninja": "ninja", **{name: word[0] for name, word in compilers.items()}}
-    missing = {name: program for name, program in wanted.items() if not _is_there(shop.programs, program)}
+    missing: dict[str, str] = {}
+    for name, words in wanted.items():
+        for program in words[:2] if _is_launched(words) else words[:1]:
+            if not _is_there(shop.programs, program):
+                missing.setdefault(program, "ccache" if program in _LAUNCHERS else _PACKAGES[name])
     if missing:
-        packages = " ".join(dict.fromkeys(_PACKAGES[name] for name in missing))
+        packages = " ".join(dict.fromkeys(missing.values()))
         raise OutsideError(
-            f"the patches can't be compiled: {listed(tuple(missing.values()), 'and')} can't be found",
+            f"the patches can't be compiled: {listed(tuple(missing), 'and')} can't be found",
             hint=f"apt-get install {packages}, or leave it out with --no-compile",
         )
-    ccache = shop.programs.find("ccache")
-    versions = tuple(_first_line(shop.programs, [wanted[name], "--version"]) for name in ("c++", "cmake"))
-    return Tools(launcher=str(ccache[0]) if ccache else "", versions=versions, jobs=jobs or _jobs(shop))
+    # ccache refuses to start ccache.
+    has_own = _is_launched(wanted["cc"]) or _is_launched(wanted["c++"])
+    ccache = () if has_own else shop.programs.find("ccache")
+    return Tools(
+        launcher=str(ccache[0]) if ccache else "",
+        versions=tuple(_first_line(shop.programs, [*wanted[name], "--version"]) for name in _VERSIONED),
+        environment={name: value for name in _VARIABLES if (value := shop.environment.get(name))},
+        jobs=jobs or _jobs(shop),
+    )
+
+
+def _compiler(environment: Mapping[str, str], variable: str, default: str) -> list[str]:
+    """The words of CC or CXX, which may name a launcher before the compiler and options behind it."""
+    value = environment.get(variable, "").strip()
+    if Path(value).is_file():
+        return [value]  # cmake, too, takes a path with a space in it for one word
+    try:
+        return shlex.split(value) or [default]
+    except ValueError as error:
+        raise UsageError(
+            f"{variable}={value}: {str(error).lower()}",
+            hint="It reads as in a shell: [ccache] COMPILER [OPTION …]",
+        ) from error
+
+
+def _is_launched(words: Sequence[str]) -> bool:
+    return len(words) > 1 and Path(words[0]).name in _LAUNCHERS
 
 
 def _is_there(programs: Programs, program: str) -> bool:
@@ -110,7 +160,8 @@ def compile_tree(
     """Configure and compile what lies in the folder; what is wrong, in a few words, or ``None``.
 
     Compiles only what has changed since the last time. Everything that cmake and the compiler print goes to
-    logs that begin with ``name``. Raises OutsideError where a program can't be started.
+    logs that begin with ``name``. Raises OutsideError where a program can't be started, and where the machine
+    stopped it: a full disk, a process that was killed.
     """
     options = configure_options(source, tools)
     configure = ["cmake", "-S", str(folder.source), "-B", str(folder.build), "-G", "Ninja", *options]
@@ -119,6 +170,7 @@ def compile_tree(
         "NINJA_STATUS": "[%f/%t] ",
         "CCACHE_BASEDIR": str(folder.source),
         "CCACHE_NOHASHDIR": "1",
+        **tools.environment,
     }
     for step, argv in (("configure", configure), ("compile", build)):
         on_progress(step)
@@ -127,7 +179,13 @@ def compile_tree(
             argv, env=environment, on_line=lambda line: _tell(line, on_progress), log=log
         )
         if finished.returncode != 0:
-            problem = first_error(f"{finished.text}\n{finished.error_text}")
+            output = f"{finished.text}\n{finished.error_text}"
+            if (reason := cut_off(output, finished.returncode)) is not None:
+                raise OutsideError(
+                    f"{argv[0]} could not go on: {reason}; the whole output is in {log}",
+                    hint="It is no fault of the patch. Free some space or memory, or give fewer --jobs.",
+                )
+            problem = first_error(output)
             # Compilers name files from the build folder.
             for prefix in (f"{folder.source}/", f"{os.path.relpath(folder.source, folder.build)}/"):
                 problem = problem.replace(prefix, "")
@@ -139,6 +197,14 @@ def _tell(line: str, on_progress: Callable[[str], None]) -> None:
     match = _NINJA.fullmatch(line)
     if match is not None:
         on_progress(f"{match[1]}/{match[2]} files")
+
+
+def cut_off(output: str, returncode: int) -> str | None:
+    """What the machine had against it, in what a build printed; ``None`` where the source is at fault."""
+    for line in output.splitlines():
+        if _CUT_OFF.search(line) and not _QUOTED.match(line):
+            return line.strip()
+    return f"ended by signal {-returncode}" if returncode < 0 else None
 
 
 def first_error(output: str) -> str:

@@ -9,9 +9,15 @@ from pathlib import Path
 from llama_images import runs, validators
 from llama_images.imageroot import RootExpectation, check_root
 from llama_images.ports import Engine, ImageInfo, RunRequest, RunResult
-from llama_images.render import build_commit, labels, series_of
-from llama_images.selection import Target, local_reference
+from llama_images.render import LABEL_PREFIX, build_commit, labels, series_of
+from llama_images.selection import Target, build_command, local_reference
 from llama_images.workflows.workshop import Workshop, built_image
+
+_SOURCE_LABELS = {
+    "org.opencontainers.image.revision": "commit",
+    f"{LABEL_PREFIX}.series-digest": "the series",
+}
+"""Labels that say what a program was built from, and how each is called."""
 
 TINY_STEPS = 12
 """Denoising steps that a smoke test's generation may take."""
@@ -50,6 +56,8 @@ def smoke(shop: Workshop, engine: Engine, target: Target, model: Path) -> SmokeR
     """
     reference = local_reference(target)
     image = built_image(shop, engine, target)
+    if (other := _built_from_other(shop, target, image)) is not None:
+        shop.reporter.warn(f"{reference}: {other}; {build_command(target, shop.matrix)} makes it anew")
     checks: list[Check] = []
     with shop.reporter.activity(f"smoke {target.id}") as activity:
         activity.update("labels")
@@ -65,6 +73,18 @@ def smoke(shop: Workshop, engine: Engine, target: Target, model: Path) -> SmokeR
     return SmokeResult(
         target=target, reference=reference, checks=tuple(checks), run=run, seconds=result.seconds
     )
+
+
+def _built_from_other(shop: Workshop, target: Target, image: ImageInfo) -> str | None:
+    """Which other pin or series an image says that it was built from; ``None`` where it is today's."""
+    wanted = labels(target, series_of(target, shop.series))
+    for key, what in _SOURCE_LABELS.items():
+        has, now = (
+            value.removeprefix("sha256:")[:12] for value in (image.labels.get(key, ""), wanted.get(key, ""))
+        )
+        if has and has != now:
+            return f"was built from {what} {has}, and {now or 'none'} is what there is now"
+    return None
 
 
 def generation_request(target: Target, model: Path) -> RunRequest:

@@ -133,7 +133,7 @@ def test_the_matrix_is_pinned_from_a_registry(
             digests[tag] = put_index(registry, pushed, tag, *platforms)
     path = tmp_path / "matrix.yaml"
     path.write_text(matrix_text(registry.host))
-    result = update_pins(path, upstreams, quiet(), only=["images"])
+    result = update_pins(path, upstreams, quiet(), show=print, only=["images"])
     assert result.written
     matrix = parse_matrix(path.read_text(), name="matrix.yaml")
     found = {
@@ -147,7 +147,7 @@ def test_the_matrix_is_pinned_from_a_registry(
         for version in ("12.9.1", "13.0.2")
         for tag in (f"{version}-devel-ubuntu24.04", f"{version}-runtime-ubuntu24.04")
     }
-    assert update_pins(path, upstreams, quiet(), only=["images"]).changes == ()
+    assert update_pins(path, upstreams, quiet(), show=print, only=["images"]).changes == ()
 
 
 def test_a_registry_without_the_image_or_without_an_answer(

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -15,9 +16,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def invoke(
-    cache: Path, *words: str, root: Path = ROOT, **environment: str
+    cache: Path,
+    *words: str,
+    root: Path = ROOT,
+    stdout: int | IO[str] = subprocess.PIPE,
+    stderr: int = subprocess.PIPE,
+    **environment: str,
 ) -> subprocess.CompletedProcess[str]:
-    """Run one command to its end, with a cache of its own."""
+    """Run one command to its end, with a cache of its own; what it prints is kept, or goes elsewhere."""
     env = {name: value for name, value in os.environ.items() if name != "LLAMA_CPP_REPO"}
     env |= {"LLAMA_IMAGES_CACHE": str(cache), "PYTHONDONTWRITEBYTECODE": "1"} | environment
     return subprocess.run(
@@ -25,7 +31,8 @@ def invoke(
         cwd=root,
         env=env,
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=stdout,
+        stderr=stderr,
         text=True,
         timeout=120,
         check=False,
@@ -90,7 +97,14 @@ def checkout(tmp_path: Path) -> Path:
     """A copy of what the commands read of this repository, to change."""
     copy = tmp_path / "copy"
     copy.mkdir()
-    for name in ("tasks.py", "matrix.yaml", "matrix.schema.json", "docker-bake.json", "README.md"):
+    for name in (
+        "tasks.py",
+        "matrix.yaml",
+        "matrix.schema.json",
+        "evidence.schema.json",
+        "docker-bake.json",
+        "README.md",
+    ):
         shutil.copy(ROOT / name, copy)
     for name in ("llama_images", "templates", "images", "patches"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "src"))
@@ -130,6 +144,8 @@ def test_render_check_shows_what_differs(tmp_path: Path) -> None:
         "hint: run invoke render and commit the result",
     ]
     assert dockerfile.read_text("utf-8") == text, "--check wrote"
+    merged = invoke(tmp_path / "cache", "render", "--check", root=copy, stderr=subprocess.STDOUT).stdout
+    assert merged == drifted.stdout + drifted.stderr
 
 
 def test_an_engine_of_an_unknown_name_is_refused(tmp_path: Path) -> None:
@@ -137,7 +153,7 @@ def test_an_engine_of_an_unknown_name_is_refused(tmp_path: Path) -> None:
     assert_refused(done, 2, error='"nosuch" is not a container engine', hint="docker or podman")
 
 
-@pytest.mark.parametrize("command", ["build", "smoke", "layers"])
+@pytest.mark.parametrize("command", ["build", "smoke", "layers", "test"])
 @pytest.mark.parametrize(
     ("words", "error", "hint"),
     [
@@ -152,6 +168,76 @@ def test_wrong_words_are_refused_before_an_engine_is_asked(
 ) -> None:
     done = invoke(tmp_path, command, *words, DOCKER_HOST="unix:///nonexistent/docker.sock")
     assert_refused(done, 2, error=error, hint=hint)
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "hint"),
+    [
+        (("--engine", "host"), "--engine host needs --binary", "name the llama-diffusion-cli"),
+        (("--engine", "host", "--binary", "/nosuch"), "--binary /nosuch: there is no such file", None),
+        (("--engine", "host", "--binary", "README.md"), "it is not executable", "chmod +x"),
+        (("--arch", "cpu", "--binary", "/bin/true"), "--binary is for --engine host", "tested as they are"),
+        (("--arch", "120", "--gpus", "0"), "--gpus 0: a number of GPUs from 1 to 16", None),
+        (("--arch", "120", "--logical-gpus", "two"), "--logical-gpus two: a number of GPUs", None),
+        (("--arch", "120", "--gpus", "2", "--logical-gpus", "2"), "both say how many", "one of the two"),
+        (
+            (
+                "--engine",
+                "host",
+                "--binary",
+                "/bin/true",
+                "--arch",
+                "cpu",
+                "--case",
+                "chat",
+                "--case",
+                "chats",
+            ),
+            "--case chats: no case has such a name",
+            "there are validators, repeat",
+        ),
+        (("--arch", "cpu", "--deadline", "soon"), "--deadline soon: not a number", "from 1 to 9999"),
+        (("--engine", "host", "--binary", "/bin/true", "--arch", "ada", "--arch", "120"), "of one", "once"),
+        (
+            ("--engine", "host", "--binary", "/bin/true", "--arch", "cpu", "--model", "/nosuch"),
+            "exist",
+            "GGUF",
+        ),
+    ],
+)
+def test_what_test_can_not_do_is_refused(
+    tmp_path: Path, words: tuple[str, ...], error: str, hint: str | None
+) -> None:
+    done = invoke(tmp_path, "test", *words)
+    lines = done.stderr.splitlines()[-1 if hint is None else -2 :]
+    assert (done.returncode, done.stdout) == (2, "")
+    assert [line.partition(": ")[0] for line in lines] == ["error", "hint"][: len(lines)]
+    assert error in lines[0]
+    assert hint is None or hint in lines[1]
+
+
+def test_a_program_that_is_none_fails_its_cases_and_leaves_evidence(tmp_path: Path) -> None:
+    words = ("--engine", "host", "--binary", "/bin/true", "--arch", "cpu", "--out", str(tmp_path / "out"))
+    done = invoke(tmp_path, "test", *words)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    assert "validators: failed (steps ran: the output is no run's: nothing was printed)" in done.stderr
+    (path,) = (tmp_path / "out").glob("*.json")
+    document = json.loads(path.read_text("utf-8"))
+    assert {case["status"] for case in document["cases"]} == {"failed", "skipped"}
+    assert path.with_suffix(".xml").is_file()
+
+
+@pytest.mark.skipif(shutil.which("cc") is None, reason="there is no C compiler")
+def test_the_library_for_several_gpus_is_compiled_once(tmp_path: Path) -> None:
+    words = ("--engine", "host", "--binary", "/bin/true", "--arch", "cpu", "--logical-gpus", "2")
+    first = invoke(tmp_path, "test", *words)
+    (library,) = (tmp_path / "lib").iterdir()
+    assert library.read_bytes()[:4] == b"\x7fELF"
+    made = library.stat().st_mtime_ns
+    second = invoke(tmp_path, "test", *words)
+    assert [library.stat().st_mtime_ns, *(tmp_path / "lib").iterdir()] == [made, library]
+    assert first.returncode == second.returncode, (first.stderr, second.stderr)
 
 
 def test_an_engine_that_does_not_answer_is_an_outside_error(tmp_path: Path) -> None:
@@ -197,6 +283,10 @@ def test_a_cache_that_can_not_be_written_is_told_by_its_path(tmp_path: Path) -> 
         (("rebase", "--onto", "main", "--abort"), "takes one of", None),
         (("rebase", "--continue"), "there is no rebase of pr24423 to go on with", "--onto"),
         (("rebase", "--abort"), "there is no work tree of pr24423", "--onto"),
+        (("rebase", "--continue", "--repo", "x"), "--repo has no use with --continue", "--onto"),
+        (("rebase", "--skip", "--repo", "x"), "--repo has no use with --skip", "--onto"),
+        (("rebase", "--abort", "--repo", "x"), "--repo has no use with --abort", "--onto"),
+        (("check", "--no-compile", "--jobs", "2"), "--jobs has no use with --no-compile", "leave one"),
         (("export",), "there is no work tree of pr24423", "--worktree"),
         (("export", "--worktree", "/nonexistent"), "/nonexistent is no folder", "top folder"),
         (("check", "--jobs", "many"), "--jobs many: not a number", "a whole number from 1 to 9999"),
@@ -211,23 +301,20 @@ def test_wrong_use_of_the_series_commands_is_one_line(
     assert_refused(done, 2, error=error, hint=hint)
 
 
+def test_a_model_is_named_on_standard_output_and_its_hash_beside(tmp_path: Path) -> None:
+    file = tmp_path / "tiny.gguf"
+    done = invoke(tmp_path, "model.synthetic", str(file))
+    assert (done.returncode, done.stdout) == (0, f"{file}\n"), done.stderr
+    assert "sha256" in done.stderr
+
+
 @pytest.mark.parametrize("words", [("matrix",), ("matrix", "--json")])
 def test_a_reader_that_has_gone_ends_a_command_in_silence(tmp_path: Path, words: tuple[str, ...]) -> None:
     # `invoke matrix | head`, with a head that has left before the first line.
     read_end, write_end = os.pipe()
     os.close(read_end)
     try:
-        done = subprocess.run(
-            [sys.executable, "-m", "invoke", *words],
-            cwd=ROOT,
-            env=os.environ | {"LLAMA_IMAGES_CACHE": str(tmp_path)},
-            stdin=subprocess.DEVNULL,
-            stdout=write_end,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        done = invoke(tmp_path, *words, stdout=write_end)
     finally:
         os.close(write_end)
     # As of a program that SIGPIPE ends: what the command would have found is not known, so it is no success.
@@ -236,21 +323,21 @@ def test_a_reader_that_has_gone_ends_a_command_in_silence(tmp_path: Path, words:
 
 def test_a_full_standard_output_is_told_from_a_bad_file(tmp_path: Path) -> None:
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run(
-            [sys.executable, "-m", "invoke", "matrix", "--json"],
-            cwd=ROOT,
-            env=os.environ | {"LLAMA_IMAGES_CACHE": str(tmp_path)},
-            stdin=subprocess.DEVNULL,
-            stdout=full,
-            stderr=subprocess.PIPE,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+        done = invoke(tmp_path, "matrix", "--json", stdout=full)
     assert done.returncode == 3
     assert done.stderr.startswith("error: standard output, or ")
 
 
-def test_a_seed_that_is_no_number_is_wrong_use(tmp_path: Path) -> None:
-    done = invoke(tmp_path, "model.synthetic", "--seed", "abc", str(tmp_path / "out.gguf"))
-    assert_refused(done, 2, error="--seed abc: not a number", hint="a whole number from 1 to 9999")
+@pytest.mark.parametrize(
+    ("words", "option"),
+    [
+        (("model.synthetic", "out.gguf"), "--seed"),
+        (("bench", "--arch", "cpu"), "--rounds"),
+        (("bench", "--arch", "cpu"), "--steps"),
+        (("bench", "--from-json", "bench.json"), "--seed"),
+    ],
+)
+def test_what_is_no_number_is_wrong_use(tmp_path: Path, words: tuple[str, ...], option: str) -> None:
+    for value in ("abc", "0", "1.5", "-1"):
+        done = invoke(tmp_path, *words, f"{option}={value}")
+        assert_refused(done, 2, error=f"{option} {value}: not a number", hint="a whole number from 1 to 9999")

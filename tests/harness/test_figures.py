@@ -86,6 +86,14 @@ def test_a_bench_without_gaps_has_no_empty_row(artist: MatplotlibArtist) -> None
     assert any(text.startswith("not measured: stock, short") for text in said)
 
 
+def test_steps_far_off_do_not_flatten_the_rest_and_are_counted(artist: MatplotlibArtist) -> None:
+    one = bench(measurement(LONG, "stock", 1, turn((None, [20.0] * 9 + [1900.0, 1800.0]))))
+    said = words(artist.draw(chart_of(one)).svg)
+    assert any("2 single steps above the scale" in text for text in said)
+    assert "30" in said, "the scale is that of the medians"
+    assert "1,500" not in said
+
+
 @given(one=benches())
 @settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_every_bench_can_be_drawn(artist: MatplotlibArtist, one: Bench) -> None:

@@ -99,11 +99,11 @@ def test_the_committed_series_is_what_an_export_writes(work: GitSeriesWork, tmp_
 
 
 @pytest.mark.source
-def test_check_and_status_print_json_and_nothing_else(tmp_path: Path) -> None:
+def test_check_and_status_print_their_result_on_standard_output(tmp_path: Path) -> None:
     environment = os.environ | {"LLAMA_IMAGES_CACHE": str(tmp_path), "LLAMA_CPP_REPO": repository() or ""}
     series = load_series(PATCHES / SOURCE.series)
     for words, state in (
-        (["patches.check", "--no-compile", "--json"], ("passed", True)),
+        (["patches.check", "--no-compile", "--json"], ("passed", None)),
         (["patches.status", "--onto", SOURCE.commit, "--json"], ("state", "applies")),
     ):
         argv = [sys.executable, "-m", "invoke", *words]
@@ -113,6 +113,11 @@ def test_check_and_status_print_json_and_nothing_else(tmp_path: Path) -> None:
         rows = found if isinstance(found, list) else found["patches"]
         assert [row["name"] for row in rows] == [patch.name for patch in series.patches]
         assert {row[state[0]] for row in rows} == {state[1]}
+        done = subprocess.run(
+            argv[:-1], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        assert all(patch.name in done.stdout for patch in series.patches)
 
 
 @pytest.mark.parametrize("commit", LATER, ids=[commit[:9] for commit in LATER])

@@ -16,6 +16,7 @@ from llama_images.errors import OutsideError
 from llama_images.matrix import load_matrix
 from llama_images.patch_series import PatchSeries
 from llama_images.ports import Programs
+from llama_images.series_ports import ListedPatch
 from llama_images.workflows.series import CheckedSeries, check_series, raise_for
 from llama_images.workflows.workshop import Workshop
 from tests.patches.seen import Watched
@@ -69,14 +70,21 @@ def check(
         cache=bench.cache,
         environment={**os.environ, **environment},
         matrix=load_matrix(ROOT / "matrix.yaml"),
-        series={"small": series},
+        series={},
         programs=programs,
         reporter=bench.lines,
         source_tree=bench.source_tree,
     )
     folders = CompileFolders(bench.cache, bench.lines)
     return check_series(
-        shop, bench.trees, folders.open, bench.source, repo=bench.repo, compile_patches=True, jobs=1
+        shop,
+        bench.trees,
+        folders.open,
+        bench.source,
+        [ListedPatch(name=patch.name, patch=patch) for patch in series.patches],
+        repo=bench.repo,
+        compile_patches=True,
+        jobs=1,
     )
 
 
@@ -92,7 +100,8 @@ def test_every_prefix_is_compiled_once(upstream: Upstream, tmp_path: Path) -> No
     )
     recorder = Recorder([])
     checked = check(bench, series, programs=Watched(before=recorder))
-    assert (states(checked), checked.passed) == (["compiled", "compiled"], True)
+    assert states(checked) == ["compiled", "compiled"]
+    assert [one.passed for one in checked.patches] == [True, True]
     assert recorder.names() == ["cmake", "ninja"] * 2
     logs = sorted((bench.cache / "logs").glob("patches-check-small-*-compile.log"))
     objects = [log.read_text().count("Building CXX object") for log in logs]
@@ -166,8 +175,68 @@ def test_without_a_compiler_the_rest_is_checked_and_it_is_said(upstream: Upstrea
     bench = Bench(upstream, tmp_path / "cache")
     series = upstream.series({"src/value.cpp": VALUE.replace("return 0", "return 1")})
     checked = check(bench, series, CXX="no-such-compiler -x")
-    assert (states(checked), checked.passed) == (["not tried"], True)
+    assert states(checked) == ["not tried"]
+    assert [one.passed for one in checked.patches] == [None]
     with pytest.raises(OutsideError) as caught:
         raise_for([checked])
     assert caught.value.message == "the patches can't be compiled: no-such-compiler can't be found"
     assert caught.value.hint == "apt-get install g++, or leave it out with --no-compile"
+
+
+def test_a_launcher_in_the_variable_starts_the_compiler(upstream: Upstream, tmp_path: Path) -> None:
+    if shutil.which("ccache") is None:
+        pytest.skip("ccache can't be found")
+    bench = Bench(upstream, tmp_path / "cache")
+    series = upstream.series({"src/value.cpp": VALUE.replace("return 0", "return 1")})
+    compiler = shutil.which("c++")
+    assert states(check(bench, series, CXX=f"ccache {compiler}")) == ["compiled"]
+    commands = (bench.cache / "check/small/build/CMakeFiles/rules.ninja").read_text()
+    assert f"ccache {compiler}" in " ".join(commands.split())
+    assert states(check(bench, series)) == ["compiled"]  # another way
+
+
+def test_flags_of_the_environment_reach_the_compiler(upstream: Upstream, tmp_path: Path) -> None:
+    bench = Bench(upstream, tmp_path / "cache")
+    series = upstream.series({"src/value.cpp": VALUE.replace("return 0", "return THE_VALUE")})
+    checked = check(bench, series, CXXFLAGS="-DTHE_VALUE=3")
+    assert states(checked) == ["compiled"]
+    assert states(check(bench, series)) == ["failed"]
+    assert states(check(bench, series, CXXFLAGS="-DTHE_VALUE=3")) == ["known"]
+
+
+def test_a_compiler_that_is_killed_is_no_fault_of_the_patch(upstream: Upstream, tmp_path: Path) -> None:
+    bench = Bench(upstream, tmp_path / "cache")
+    series = upstream.series({"src/value.cpp": VALUE.replace("return 0", "return 1")})
+    # As the driver of gcc when the kernel ends the compiler proper: the real driver, with another cc1plus.
+    proper = tmp_path / "proper"
+    proper.mkdir()
+    (proper / "cc1plus").write_text("#!/bin/sh\nkill -KILL $$\n")
+    (proper / "cc1plus").chmod(0o755)
+    if "Free Software Foundation" not in SystemPrograms().run(["c++", "--version"]).text:
+        pytest.skip("c++ is no gcc")
+    compiler = tmp_path / "c++"
+    compiler.write_text(
+        f'#!/bin/sh\ncase "$*" in *value.cpp*) exec c++ -B "{proper}" "$@";; *) exec c++ "$@";; esac\n'
+    )
+    compiler.chmod(0o755)
+    checked = check(bench, series, CXX=str(compiler))
+    assert states(checked) == ["not tried"]
+    with pytest.raises(
+        OutsideError, match=r"ninja could not go on: .*Killed signal terminated program cc1plus"
+    ):
+        raise_for([checked])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full")
+def test_a_disk_that_is_full_is_no_fault_of_the_patch(upstream: Upstream, tmp_path: Path) -> None:
+    bench = Bench(upstream, tmp_path / "cache")
+    series = upstream.series({"src/value.cpp": VALUE.replace("return 0", "return 1")})
+    compiler = tmp_path / "c++"
+    # The real compiler, sent to a device that is full.
+    full = 'for last; do :; done; exec c++ -c "$last" -o /dev/full'
+    compiler.write_text(f'#!/bin/sh\ncase "$*" in *value.cpp*) {full};; *) exec c++ "$@";; esac\n')
+    compiler.chmod(0o755)
+    checked = check(bench, series, CXX=str(compiler))
+    assert states(checked) == ["not tried"]
+    with pytest.raises(OutsideError, match=r"ninja could not go on: .*No space left on device"):
+        raise_for([checked])

@@ -11,6 +11,7 @@ import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from llama_images.buildlog import BuildSummary
 from llama_images.matrix import Source, load_matrix
@@ -78,17 +79,7 @@ class FakePrograms:
     def find(self, name: str) -> tuple[Path, ...]:
         return (Path("/usr/bin") / name,)
 
-    def run(
-        self,
-        argv: Sequence[str],
-        *,
-        cwd: Path | None = None,
-        env: Mapping[str, str] | None = None,
-        stdin: bytes | None = None,
-        timeout: float | None = None,
-        on_line: Callable[[str], None] | None = None,
-        log: Path | None = None,
-    ) -> Finished:
+    def run(self, argv: Sequence[str], *, log: Path | None = None, **_how: Any) -> Finished:
         assert argv[0] == "mmdebstrap", argv
         self.runs.append(tuple(argv))
         (archive,) = (Path(word) for word in argv if word.endswith(".tar"))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -143,17 +144,7 @@ class OneGit:
     def find(self, name: str) -> tuple[Path, ...]:
         return (Path("/usr/bin") / name,) if self._says is not None else ()
 
-    def run(
-        self,
-        argv: Sequence[str],
-        *,
-        cwd: Path | None = None,
-        env: Mapping[str, str] | None = None,
-        stdin: bytes | None = None,
-        timeout: float | None = None,
-        on_line: Callable[[str], None] | None = None,
-        log: Path | None = None,
-    ) -> Finished:
+    def run(self, argv: Sequence[str], **_how: Any) -> Finished:
         assert tuple(argv) == ("git", "--version")
         return Finished(argv=tuple(argv), returncode=0, stdout=(self._says or "").encode(), stderr=b"")
 

@@ -399,7 +399,7 @@ class Printed(ConsoleReporter):
 def test_everything_is_asked_and_written(path: Path) -> None:
     answers, out = Answers(), Printed()
     answers.versions = {"nvidia-cuda-crt": ["13.0.90", "13.0.88", "13.1.1"]}
-    result = update_pins(path, answers, out)
+    result = update_pins(path, answers, out, show=out.line)
     assert result.written
     matrix = parse_matrix(path.read_text(), name="m.yaml")
     images = matrix.toolkits["cuda-13.0"].images
@@ -422,10 +422,10 @@ def test_everything_is_asked_and_written(path: Path) -> None:
 
 
 def test_a_second_run_changes_nothing(path: Path) -> None:
-    update_pins(path, Answers(), Printed())
+    update_pins(path, Answers(), Printed(), show=print)
     once = path.read_bytes()
     out = Printed()
-    result = update_pins(path, Answers(), out)
+    result = update_pins(path, Answers(), out, show=out.line)
     assert result.changes == ()
     assert path.read_bytes() == once
     assert "every pin that was asked for is the newest that fits" in out.text
@@ -433,7 +433,7 @@ def test_a_second_run_changes_nothing(path: Path) -> None:
 
 def test_a_dry_run_writes_nothing(path: Path) -> None:
     out = Printed()
-    result = update_pins(path, Answers(), out, dry_run=True)
+    result = update_pins(path, Answers(), out, show=out.line, dry_run=True)
     assert result.changes
     assert not result.written
     assert path.read_text() == EXAMPLE
@@ -443,14 +443,14 @@ def test_a_dry_run_writes_nothing(path: Path) -> None:
 @pytest.mark.parametrize("only", [["images"], ["wheels"], ["source"], ["source", "images"]])
 def test_only_what_is_named_is_asked(path: Path, only: list[str]) -> None:
     answers = Answers()
-    update_pins(path, answers, Printed(), only=only)
+    update_pins(path, answers, Printed(), show=print, only=only)
     assert set(answers.asked) == set(only)
 
 
 def test_an_unknown_kind_is_refused_before_anything_is_asked(path: Path) -> None:
     answers = Answers()
     with pytest.raises(UsageError, match='did you mean "wheels"'):
-        update_pins(path, answers, Printed(), only=["wheel"])
+        update_pins(path, answers, Printed(), show=print, only=["wheel"])
     assert answers.asked == []
 
 
@@ -459,7 +459,7 @@ def test_one_silent_upstream_stops_no_other(path: Path, silent: str) -> None:
     answers, out = Answers(silent), Printed()
     answers.versions = {"nvidia-nvvm": ["13.0.99"]}
     with pytest.raises(OutsideError, match="no answer about the"):
-        update_pins(path, answers, out)
+        update_pins(path, answers, out, show=out.line)
     assert set(answers.asked) == {"images", "wheels", "source"}
     assert f"{silent} can't be reached; check the network" in out.text
     text = path.read_text()
@@ -473,7 +473,7 @@ def test_the_wheels_of_a_toolkit_change_together_or_not_at_all(path: Path) -> No
     answers.versions = {"nvidia-cuda-nvcc": ["13.0.99"], "nvidia-cublas": ["13.0.1.1"]}
     out = Printed()
     with pytest.raises(OutsideError, match=r"no answer about the wheels of cuda-13\.0"):
-        update_pins(path, answers, out, only=["wheels"])
+        update_pins(path, answers, out, show=out.line, only=["wheels"])
     assert "no nvidia-cublas as new as 13.0.2.14 that fits CUDA 13.0" in out.text
     assert path.read_text() == EXAMPLE
 
@@ -482,14 +482,14 @@ def test_a_yanked_wheel_is_passed_over(path: Path) -> None:
     answers = Answers()
     answers.versions = {"nvidia-nvvm": ["13.0.88", "13.0.90", "13.0.99"]}
     answers.yanked = {"13.0.99"}
-    result = update_pins(path, answers, Printed(), only=["wheels"])
+    result = update_pins(path, answers, Printed(), show=print, only=["wheels"])
     assert result.changes[0].new == "13.0.90"
 
 
 def test_an_image_that_lacks_a_platform_is_passed_over(path: Path) -> None:
     answers = Answers()
     answers.platforms = {"linux/amd64"}
-    result = update_pins(path, answers, Printed(), only=["images"])
+    result = update_pins(path, answers, Printed(), show=print, only=["images"])
     news = {one.path: one.new for one in result.changes}
     assert (*DEVEL, "name") not in news, "13.0.1 is the newest with both platforms"
     assert news[*DEVEL, "digest"] == DIGEST
@@ -497,8 +497,9 @@ def test_an_image_that_lacks_a_platform_is_passed_over(path: Path) -> None:
 
 def test_a_matrix_changed_meanwhile_is_not_overwritten(path: Path) -> None:
     theirs = EXAMPLE + "# somebody else was here\n"
+    answers = Answers(meanwhile=lambda: path.write_text(theirs))
     with pytest.raises(UsageError, match="somebody changed it while this ran; nothing was written"):
-        update_pins(path, Answers(meanwhile=lambda: path.write_text(theirs)), Printed(), only=["images"])
+        update_pins(path, answers, Printed(), show=print, only=["images"])
     assert path.read_text() == theirs
     assert [one.name for one in path.parent.iterdir()] == ["matrix.yaml"]
 
@@ -508,7 +509,7 @@ def test_line_ends_and_a_link_are_kept(path: Path, tmp_path: Path) -> None:
     path.write_bytes(windows)
     link = tmp_path / "link.yaml"
     link.symlink_to(path)
-    update_pins(link, Answers(), Printed(), only=["images"])
+    update_pins(link, Answers(), Printed(), show=print, only=["images"])
     assert link.is_symlink()
     data = path.read_bytes()
     assert data != windows
@@ -518,8 +519,8 @@ def test_line_ends_and_a_link_are_kept(path: Path, tmp_path: Path) -> None:
 def test_a_wrong_or_missing_matrix_is_told_before_anything_is_asked(tmp_path: Path) -> None:
     answers = Answers()
     with pytest.raises(UsageError, match="there is no such file"):
-        update_pins(tmp_path / "none.yaml", answers, Printed())
+        update_pins(tmp_path / "none.yaml", answers, Printed(), show=print)
     (tmp_path / "bad.yaml").write_text("version: 2\n")
     with pytest.raises(UsageError, match=r"bad\.yaml:1: version"):
-        update_pins(tmp_path / "bad.yaml", answers, Printed())
+        update_pins(tmp_path / "bad.yaml", answers, Printed(), show=print)
     assert answers.asked == []

@@ -49,6 +49,25 @@ def test_a_series_replaces_another_and_leaves_the_rest(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["pr1"]
 
 
+@pytest.mark.parametrize("comment", ["# off: 0002-b-other.patch\n", ""])
+def test_a_patch_that_was_put_aside_is_not_written_over(tmp_path: Path, comment: str) -> None:
+    folders = PatchFolders(tmp_path)
+    folders.replace(series("a: one"), source="pr1")
+    folder = tmp_path / "pr1"
+    (folder / "series").write_text((folder / "series").read_text() + comment)
+    (folder / "0002-b-other.patch").write_text("put aside\n")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    with pytest.raises(UsageError, match=r"pr1/0002-b-other\.patch is there already"):
+        folders.replace(series("a: one", "b: other"), source="pr1")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    # Under another name it stays where it is, and with the same bytes nothing is lost.
+    assert folders.replace(series("a: one", "b: third"), source="pr1")
+    assert (folder / "0002-b-other.patch").read_text() == "put aside\n"
+    (folder / "0002-b-other.patch").write_text(series("a: one", "b: other").patches[1].text)
+    assert folders.replace(series("a: one", "b: other"), source="pr1")
+    assert load_series(folder).patches[1].subject == "b: other"
+
+
 def test_what_is_the_same_is_not_written(tmp_path: Path) -> None:
     folders = PatchFolders(tmp_path)
     folders.replace(series("a: one"), source="pr1")
@@ -96,6 +115,25 @@ def test_a_broken_series_file_is_not_written_over(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"pr1/series:1: "):
         PatchFolders(tmp_path).replace(series("a: one"), source="pr1")
     assert (tmp_path / "pr1" / "series").read_text() == "../x.patch\n"
+
+
+def test_each_patch_is_read_or_told_why_not(tmp_path: Path) -> None:
+    folders = PatchFolders(tmp_path)
+    folders.replace(series("a: one", "a: two", "a: three", "a: four"), source="pr1")
+    folder = tmp_path / "pr1"
+    (folder / "0001-a-one.patch").write_bytes(b"From: a\n\xff\n")
+    (folder / "0002-a-two.patch").unlink()
+    (folder / "0003-a-three.patch").unlink()
+    (folder / "0003-a-three.patch").mkdir()
+    listed = folders.listed("pr1")
+    assert [one.error.message if one.error else one.patch for one in listed] == [
+        f"{tmp_path.name}/pr1/0001-a-one.patch:2: byte 0xff is not UTF-8",
+        f"{tmp_path.name}/pr1/series:3: 0002-a-two.patch is missing",
+        f"{tmp_path.name}/pr1/series:4: 0003-a-three.patch is missing",
+        series("a: one", "a: two", "a: three", "a: four").patches[3],
+    ]
+    with pytest.raises(UsageError, match=r"0001-a-one.patch:2: "):
+        load_series(folder)
 
 
 # --- what was compiled ---

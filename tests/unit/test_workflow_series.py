@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import datetime as dt
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from llama_images.errors import CheckFailed, OutsideError
+from llama_images.errors import CheckFailed, OutsideError, UsageError
 from llama_images.matrix import Source
 from llama_images.patch_format import format_patch
 from llama_images.patch_series import Patch, PatchSeries, make_series, parse_patch
@@ -23,6 +24,7 @@ from llama_images.series_ports import (
     Comparison,
     CompileFolder,
     Conflict,
+    ListedPatch,
     Rebase,
     Revision,
 )
@@ -34,7 +36,14 @@ from llama_images.workflows.series import (
     raise_for_conflict,
     rebase_report,
 )
-from llama_images.workflows.series_compile import Tools, configure_options, first_error, result_key
+from llama_images.workflows.series_compile import (
+    Tools,
+    configure_options,
+    cut_off,
+    find_tools,
+    first_error,
+    result_key,
+)
 from llama_images.workflows.workshop import Workshop
 from tests.unit.fakes import House
 
@@ -115,21 +124,14 @@ class FakeBuilders:
     lacking: frozenset[str] = frozenset({"ccache"})
     fails: str = ""
     says: str = ""
+    code: int = 1
     runs: list[tuple[str, ...]] = field(default_factory=list)
 
     def find(self, name: str) -> tuple[Path, ...]:
         return () if name in self.lacking else (Path("/usr/bin") / name,)
 
     def run(
-        self,
-        argv: Sequence[str],
-        *,
-        cwd: Path | None = None,
-        env: Mapping[str, str] | None = None,
-        stdin: bytes | None = None,
-        timeout: float | None = None,
-        on_line: Callable[[str], None] | None = None,
-        log: Path | None = None,
+        self, argv: Sequence[str], *, on_line: Callable[[str], None] | None = None, **_how: Any
     ) -> Finished:
         self.runs.append(tuple(argv))
         text = f"{argv[0]} 1.2\nmore" if "--version" in argv else "3\n" if argv[0] == "sh" else "[1/2] CXX\n"
@@ -137,7 +139,7 @@ class FakeBuilders:
             on_line(text)
         code = 0
         if argv[0] == self.fails and "--version" not in argv:
-            code, text = 1, self.says
+            code, text = self.code, self.says
         return Finished(argv=tuple(argv), returncode=code, stdout=text.encode(), stderr=b"")
 
     def started(self) -> list[str]:
@@ -151,17 +153,19 @@ def check(
     *,
     builders: FakeBuilders | None = None,
     folder: FakeFolder | None = None,
+    listed: Sequence[ListedPatch] | None = None,
     jobs: int | None = None,
 ) -> CheckedSeries:
     shop: Workshop = house.shop()
     source = shop.matrix.sources[shop.matrix.defaults.source]
     programs = builders or FakeBuilders()
-    shop = replace(shop, series={source.series: series}, programs=programs)
+    shop = replace(shop, programs=programs)
     return check_series(
         shop,
         FakeTrees(FakeApplied(tuple(applied))),
         (folder or FakeFolder(house.folder)).open,
         source,
+        [ListedPatch(name=patch.name, patch=patch) for patch in series.patches] if listed is None else listed,
         repo=None,
         compile_patches=builders is not None,
         jobs=jobs,
@@ -182,8 +186,7 @@ def series_of(*patches: Patch) -> PatchSeries:
 
 def test_a_good_patch_has_no_problems(house: House) -> None:
     checked = check(house, series_of(GOOD), [step(GOOD)])
-    assert [(one.problems, one.compiled) for one in checked.patches] == [((), "not tried")]
-    assert checked.passed
+    assert [(one.problems, one.compiled) for one in checked.patches] == [((), "left out")]
     raise_for([checked])
 
 
@@ -237,7 +240,7 @@ def test_a_conflict_marker_in_a_patch_is_named(house: House) -> None:
 def test_what_comes_after_a_patch_that_does_not_apply_is_not_tried(house: House) -> None:
     second = format_patch(2, "a: two", BODY, DIFF)
     checked = check(house, series_of(GOOD, second), [step(GOOD, problem="no", tree=None)])
-    assert checked.patches[1].problems == ("not tried, since one before it does not apply",)
+    assert checked.patches[1].problems == ("not tried, since one before it can't be applied",)
 
 
 # --- compiling ---
@@ -292,7 +295,7 @@ def test_a_machine_that_can_not_compile_says_so_after_the_rest(
 ) -> None:
     builders = FakeBuilders(lacking=frozenset(lacking))
     checked = check(house, series_of(GOOD), [step(GOOD)], builders=builders)
-    assert checked.passed
+    assert checked.patches[0].problems == ()
     with pytest.raises(OutsideError) as caught:
         raise_for([checked])
     assert caught.value.message == f"the patches can't be compiled: {message}"
@@ -307,7 +310,9 @@ def test_a_machine_that_can_not_compile_says_so_after_the_rest(
 def test_the_options_are_those_of_the_images_without_cuda(house: House) -> None:
     shop = house.shop()
     source = shop.matrix.sources["pr24423"]
-    options = configure_options(source, Tools(launcher="", versions=("c++ 1", "cmake 1"), jobs=1))
+    options = configure_options(
+        source, Tools(launcher="", versions=("c++ 1", "cmake 1"), environment={}, jobs=1)
+    )
     script = (house.root / "images" / "common" / "compile").read_text("utf-8")
     own = [word for word in options if word not in script.split()]
     # The last two are those that the script gets from the Dockerfile.
@@ -341,6 +346,104 @@ def test_the_first_error_is_found(output: str, found: str) -> None:
     assert first_error(output) == found
 
 
+@pytest.mark.parametrize(
+    ("output", "code", "found"),
+    [
+        ("[1/2] x\ncc1plus: No space left on device\n", 1, "cc1plus: No space left on device"),
+        (
+            "FAILED: x\nc++: fatal error: Killed signal terminated program cc1plus\n",
+            1,
+            "c++: fatal error: Killed signal terminated program cc1plus",
+        ),
+        ("clang++: error: unable to execute command: Killed\n", 1, None),
+        ("cc1plus: out of memory allocating 65536 bytes after a total of 1 bytes\n", 1, None),
+        ("FAILED: x\nKilled\nninja: build stopped: subcommand failed.\n", 1, "Killed"),
+        ("ninja: build stopped: interrupted by user.\n", 2, None),
+        ("[1/2] x\n", -9, "ended by signal 9"),
+    ],
+)
+def test_what_the_machine_stops_is_no_fault_of_the_patch(
+    house: House, output: str, code: int, found: str | None
+) -> None:
+    found = found or output.strip()
+    assert cut_off(output, code) == found
+    second = format_patch(2, "a: two", BODY, DIFF)
+    builders = FakeBuilders(fails="ninja", says=output, code=code)
+    checked = check(house, series_of(GOOD, second), [step(GOOD), step(second)], builders=builders)
+    assert [(one.problems, one.compiled, one.passed) for one in checked.patches] == [
+        ((), "not tried", None),
+        ((), "not tried", None),
+    ]
+    assert builders.started() == ["cmake", "ninja"]
+    with pytest.raises(OutsideError) as caught:
+        raise_for([checked])
+    log = house.cache / "logs" / "patches-check-pr24423-0001-compile.log"
+    wanted = f"{GOOD.name}: ninja could not go on: {found}; the whole output is in {log}"
+    assert caught.value.message == wanted
+    assert check_table(checked).endswith(f"2 of these not compiled\n{wanted}")
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        'a.cpp:1:2: error: no\n    7 |     die("No space left on device");\n      |     ^~~\n',
+        "a.cpp:1:2: error: 'Killed' was not declared\n",
+    ],
+)
+def test_a_source_that_speaks_of_a_full_disk_is_at_fault_itself(output: str) -> None:
+    assert cut_off(output, 1) is None
+
+
+def test_a_patch_that_can_not_be_read_is_a_row_and_ends_nothing(house: House) -> None:
+    third = format_patch(3, "a: three", BODY, DIFF)
+    broken = ListedPatch(
+        name="0002-x.patch", error=UsageError("patches/pr24423/0002-x.patch:7: has a NUL byte")
+    )
+    listed = [ListedPatch(name=GOOD.name, patch=GOOD), broken, ListedPatch(name=third.name, patch=third)]
+    checked = check(house, series_of(), [step(GOOD)], builders=FakeBuilders(), listed=listed)
+    assert [(one.name, one.problems, one.compiled) for one in checked.patches] == [
+        (GOOD.name, (), "compiled"),
+        ("0002-x.patch", ("patches/pr24423/0002-x.patch:7: has a NUL byte",), "not tried"),
+        (third.name, ("not tried, since one before it can't be applied",), "not tried"),
+    ]
+    with pytest.raises(CheckFailed, match=f"2 patches with problems: 0002-x.patch, {third.name}"):
+        raise_for([checked])
+
+
+# --- what compiles ---
+
+
+@pytest.mark.parametrize("name", ["CC", "CXX", "CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS", "CPATH"])
+def test_what_the_environment_tells_the_compiler_is_part_of_the_result(house: House, name: str) -> None:
+    shop = replace(house.shop(), programs=FakeBuilders())
+    source = shop.matrix.sources["pr24423"]
+    before = find_tools(shop, 1).settings(source)
+    house.environment[name] = "other"
+    after = find_tools(shop, 1)
+    assert after.settings(source) != before
+    assert after.environment == {name: "other"}
+
+
+def test_a_launcher_before_the_compiler_will_do(house: House) -> None:
+    builders = FakeBuilders(lacking=frozenset())
+    house.environment |= {"CXX": "ccache g++ -m64"}
+    tools = find_tools(replace(house.shop(), programs=builders), 1)
+    assert tools.launcher == ""  # ccache would start ccache
+    assert ("ccache", "g++", "-m64", "--version") in builders.runs
+    builders = FakeBuilders(lacking=frozenset({"ccache", "g++"}))
+    with pytest.raises(OutsideError) as caught:
+        find_tools(replace(house.shop(), programs=builders), 1)
+    assert caught.value.message == "the patches can't be compiled: ccache and g++ can't be found"
+    assert str(caught.value.hint).startswith("apt-get install ccache g++,")
+
+
+def test_a_compiler_that_can_not_be_read_is_wrong_use(house: House) -> None:
+    house.environment["CXX"] = "'g++"
+    with pytest.raises(UsageError) as caught:
+        find_tools(replace(house.shop(), programs=FakeBuilders()), 1)
+    assert caught.value.message == "CXX='g++: no closing quotation"
+
+
 # --- what is printed ---
 
 
@@ -348,11 +451,14 @@ def test_a_check_as_a_table_and_as_json(house: House) -> None:
     second = format_patch(2, "a: two", BODY, DIFF)
     checked = check(house, series_of(GOOD, second), [step(GOOD), step(second, moved=("src/a.cpp, x",))])
     lines = check_table(checked).splitlines()
-    assert lines[2].split() == ["1", "ok", "not", "tried", "0001-a-one.patch"]
+    assert lines[2].split() == ["1", "ok", "left", "out", "0001-a-one.patch"]
     assert lines[3].split()[:2] == ["2", "FAIL"]
-    assert lines[-1] == f"pr24423: 1 of 2 patch(es) passed on {checked.source.commit[:12]}"
+    wanted = (
+        f"pr24423: 1 of 2 patches without a problem on {checked.source.commit[:12]}, 1 of these not compiled"
+    )
+    assert lines[-1] == wanted
     rows = json.loads(json.dumps(check_rows([checked])))
-    assert [row["passed"] for row in rows] == [True, False]
+    assert [(row["passed"], row["compiled"]) for row in rows] == [(None, "left out"), (False, "left out")]
     assert rows[1]["problems"] == ["is not exact: src/a.cpp, x"]
     assert rows[1]["number"] == 2
 
@@ -414,4 +520,4 @@ def test_the_series_of_a_source_is_read_by_its_own_name(house: House) -> None:
     # A series file that names no patch is a series too.
     checked = check(house, make_series("pr24423", []), [])
     assert checked.patches == ()
-    assert checked.passed
+    raise_for([checked])

@@ -7,7 +7,7 @@
 #   --out DIR            gets summary.json, the builds' logs and logs.tar.gz, which holds every run's output
 #   --source TARBALL     the pinned llama.cpp tree; not needed where no binary is missing
 #   --patches DIR        the series: the file `series`, and the patches that it names; likewise
-#   --parts LIST         of validate,ties,identity,negative,pressure,speed,explain,router; all but router by default
+#   --parts LIST         of validate,ties,identity,drift,negative,pressure,speed,explain,router; all but router by default
 #   --arch NUMBER        CUDA architecture to compile for (90)
 #   --deadline SECONDS   time for everything (540); a part without time left fails
 #   --work DIR           trees, build folder, models, dumps (/tmp/proof)
@@ -45,7 +45,7 @@ file() { # option path
 # --- options ---
 
 source_tar='' patches='' out='' work=/tmp/proof bin='' arch=90 deadline=540 at_once=5 logical=no
-parts=validate,ties,identity,negative,pressure,speed,explain
+parts=validate,ties,identity,drift,negative,pressure,speed,explain
 model='' writer=$here/../../.. debug_patch=$here/debug-logits.patch extra_patch='' ccache=''
 while [ $# -gt 0 ]; do
     if [ "$1" = --help ]; then
@@ -91,7 +91,7 @@ needs() { # part: the binaries that it runs
         identity) echo patched-dump ;;
         negative) echo patched-dump broken-copy broken-pointer broken-kv ;;
         speed) echo patched stock ${extra_patch:+extra} ;;
-        explain) echo patched-dump stock-dump ;;
+        drift | explain) echo patched-dump stock-dump ;;
         router) echo patched-dump stock-dump ${extra_patch:+extra-dump} ;;
         *) wrong "--parts: there is no part '$1' (--help lists them)" ;;
     esac

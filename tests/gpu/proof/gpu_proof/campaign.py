@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from gpu_proof.correctness import identity, negative, ties, validate
+from gpu_proof.correctness import drift, identity, negative, ties, validate
 from gpu_proof.explaining import explain, router
 from gpu_proof.pressure import pressure
 from gpu_proof.report import Report
@@ -18,13 +18,14 @@ PARTS: Mapping[str, Callable[[Bench, Report], None]] = {
     "validate": validate,
     "ties": ties,
     "identity": identity,
+    "drift": drift,
     "negative": negative,
     "pressure": pressure,
     "speed": speed,
     "explain": explain,
     "router": router,
 }
-DEFAULT = ("validate", "ties", "identity", "negative", "pressure", "speed", "explain")
+DEFAULT = ("validate", "ties", "identity", "drift", "negative", "pressure", "speed", "explain")
 SHORTEST = 45.0
 """Seconds without which no part is begun."""
 

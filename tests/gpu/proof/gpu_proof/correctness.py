@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import median
 
 from gpu_proof.dumps import Comparison, compare_logits
 from gpu_proof.judging import argmax_mismatches, how_it_ended, validated
@@ -120,6 +121,58 @@ def identity(bench: Bench, report: Report) -> None:
             name: (ran.digest, len(ran.reply or ""), ran.devices) for name, ran in runs.items()
         }
     report.keep("identity", table)
+
+
+def drift(bench: Bench, report: Report) -> None:
+    """Every step's logits against the pin's, over the canvases that the pin went through.
+
+    Left to themselves the two part at the first word that differs; so the series is made to read the pin's.
+    """
+    prompts = {"short": SHORT, "long": ("-p", bench.long_prompt, "-n", "512")}
+    canvases = {size: str(bench.scratch / f"{size}.canvas") for size in prompts}
+    references = together(
+        [
+            Turn(
+                name=f"drift-{size}-stock",
+                binary="stock-dump",
+                options=prompt,
+                gpus=FIRST,
+                env={"DG_DUMP_CANVAS": canvases[size]},
+                dumps=True,
+            )
+            for size, prompt in prompts.items()
+        ],
+        bench,
+        at_once=2,
+    )
+    forced = together(
+        [
+            Turn(
+                name=f"drift-{size}-{count}gpu",
+                binary="patched-dump",
+                options=(*prompt, *ON),
+                gpus=gpus,
+                env={"DG_FORCE_CANVAS": canvases[size]},
+                dumps=True,
+            )
+            for size, prompt in prompts.items()
+            for count, gpus in DEVICES.items()
+        ],
+        bench,
+        at_once=4,
+    )
+    table: dict[str, object] = {}
+    for size in prompts:
+        for count in DEVICES:
+            name = f"drift-{size}-{count}gpu"
+            found = compare(bench, references[f"drift-{size}-stock"], forced[name])
+            table[name] = found.summary()
+            note = f"NMSE median {median(found.nmse) if found.nmse else None}, max {found.worst}"
+            note += f", of {len(found.nmse)} steps {sum(error > LIMIT for error in found.nmse)} over {LIMIT}"
+            if found.problem is not None:
+                note += f"; {found.problem}"
+            report.verdict(name, found.agrees(LIMIT), note)
+    report.keep("drift", table)
 
 
 def _differences(found: Comparison) -> str:
