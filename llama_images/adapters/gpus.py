@@ -152,6 +152,10 @@ _PATHS: Final[Mapping[str, str]] = {
 """NVML's levels of topology, as ``nvidia-smi topo -m`` abbreviates them."""
 
 
+_READ: Final = 0
+"""NVML_P2P_CAPS_INDEX_READ. The bindings have a tuple under that name, which the call does not take."""
+
+
 def _pair(nvml: Any, handles: Sequence[Any], first: int, second: int) -> GpuPair:
     pair = (handles[first], handles[second])
 
@@ -165,7 +169,7 @@ def _pair(nvml: Any, handles: Sequence[Any], first: int, second: int) -> GpuPair
         first=first,
         second=second,
         nvlink=capable(nvml.NVML_P2P_CAPS_INDEX_NVLINK),
-        peer_access=capable(nvml.NVML_P2P_CAPS_INDEX_READ),
+        peer_access=capable(_READ),
         path=names.get(level, ""),
     )
 
