@@ -34,9 +34,9 @@ _ALIGNMENT: Final = 128
 _ROW_PADDING: Final = 512
 """CUDA's kernels read quantised rows in pieces of so many elements; the last row gets a whole piece."""
 _STORE_STEP: Final = 1024
-"""Step in which the prompt's K,V store grows from turn to turn; a first turn's is allocated in steps of 256."""
-_STORE_EXTRA: Final = 255
-"""Positions that a read of the store may run over the canvas: Flash Attention takes keys in steps of 256."""
+"""Step in which the prompt's K,V store grows from turn to turn; a first turn's has steps of 256."""
+_KEY_STEP: Final = 256
+"""Step of the number of keys that Flash Attention takes on a GPU."""
 
 # As `--n-cpu-moe` writes its pattern (common/common.h).
 _EXPERTS = re.compile(r"\.ffn_(up|down|gate|gate_up)_(ch|)exps")
@@ -92,9 +92,9 @@ class Allowance:
 
 
 ALLOWANCE: Final = Allowance(context_bytes=688 * MIB, pool_bytes_per_token=24 << 10)
-"""Measured on two H200 (driver 580.159, the full synthetic model, patches 1 to 10): used memory less llama.cpp's own
-buffers. 675 to 677 MiB for prefills of up to 272 tokens, 713 MiB for 1,808, 744 to 746 MiB for 3,080; and up to 32
-MiB more where experts are copied to the card. 527 MiB of it are used before the model is loaded.
+"""What two H200 had used beside llama.cpp's own buffers, with the full synthetic model (driver 580.159,
+patches 1 to 10 of the series): 675 to 677 MiB for passes of up to 272 tokens, 713 for 1,808, 744 to 746 for
+3,080; 708 on one card that experts were copied to. 527 of them were taken before the model was loaded.
 """
 
 
@@ -214,11 +214,11 @@ def prefix_tokens(shape: ModelShape, setting: Setting) -> int:
 
 
 def store_positions(shape: ModelShape, setting: Setting) -> int:
-    """Positions that the prompt's K,V store holds at its largest: prompt, blocks before, and the canvas behind.
+    """Positions that the prompt's K,V store holds at its largest: the text before, and the canvas behind.
 
-    A chat's; that of a single turn is at most 768 smaller.
+    That is a chat's, which grows; that of a single turn is at most 768 smaller.
     """
-    return _padded(prefix_tokens(shape, setting) + shape.canvas + _STORE_EXTRA, _STORE_STEP)
+    return _padded(prefix_tokens(shape, setting) + shape.canvas + _KEY_STEP - 1, _STORE_STEP)
 
 
 def needs(shape: ModelShape, setting: Setting, *, allowance: Allowance = ALLOWANCE) -> tuple[CardNeed, ...]:
@@ -269,19 +269,20 @@ def host_bytes(shape: ModelShape, setting: Setting) -> int:
 def compute_bytes(shape: ModelShape, setting: Setting, blocks: range, *, output: bool) -> int:
     """A bound on the compute buffer of a card with these blocks, and with the output.
 
-    The graph that it is reserved for has a whole micro-batch of tokens, each with logits, and attention
-    without FlashAttention: scores of every pair of tokens and head, beside two masks.
+    The graph that it is reserved for has a whole micro-batch of tokens, two masks of them in F16, and the
+    logits of a canvas: Flash Attention and the prompt's K,V store are taken to be on, as they are on GPUs.
     """
     n = micro_batch(shape, setting.tokens)
     row = shape.width * _FLOAT
-    masks = 2 * n * n * _FLOAT
+    masks = 2 * n * _padded(n, _KEY_STEP) * _HALF
     sizes = [0]
     if blocks:
         query = shape.heads * max(shape.blocks[block].head_size for block in blocks) * _FLOAT
-        sizes.append(masks + shape.heads * n * n * _FLOAT + n * (2 * query + 4 * row))
+        sizes.append(masks + n * (2 * query + 4 * row))
         sizes.append(masks + n * (2 * shape.experts_used * row + 3 * row // 2))
     if output:
-        sizes.append(n * (shape.vocabulary * _FLOAT + 2 * row))
+        # Self-conditioning takes as much as the logits, before the layers: a hole that they fill in part.
+        sizes.append(masks + shape.canvas * shape.vocabulary * _FLOAT + 11 * n * row)
     kept = [shape.blocks[block] for block in blocks if block < setting.cpu_moe]
     # Experts in the machine's memory are copied to the card for each product.
     return max(sizes) + max((block.largest_expert_bytes for block in kept), default=0)

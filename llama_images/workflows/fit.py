@@ -116,8 +116,13 @@ def container_command_of(fit: Fit, model: Path, image: str) -> tuple[str, ...]:
     )
 
 
-def _seen(fit: Fit) -> tuple[str, ...]:
+def variables_of(fit: Fit) -> Mapping[str, str]:
+    """What CUDA is told, so that it shows these cards and no others, in this order."""
     indices = [str(card.index) for card in fit.cards if card.index is not None]
     if not indices:
-        return ()
-    return ("CUDA_DEVICE_ORDER=PCI_BUS_ID", f"CUDA_VISIBLE_DEVICES={','.join(indices)}")
+        return {}
+    return {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": ",".join(indices)}
+
+
+def _seen(fit: Fit) -> tuple[str, ...]:
+    return tuple(f"{name}={value}" for name, value in variables_of(fit).items())

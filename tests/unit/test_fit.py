@@ -112,12 +112,12 @@ def test_a_split_and_a_length_that_were_asked_for_are_kept() -> None:
     assert fit.fits
     assert (fit.setting.layers, fit.setting.tokens, fit.setting.cpu_moe) == ((22, 9), 1536, 0)
     assert fit.options()[2:6] == ("-ts", "7,3", "-n", "1536")
-    too_much = chosen(SIXTEEN, SIXTEEN, tokens=16_384, shares=(1.0, 1.0))
+    too_much = chosen(SIXTEEN, SIXTEEN, tokens=65_536, shares=(1.0, 1.0))
     assert not too_much.fits
     assert too_much.left[too_much.busiest] < MARGIN
 
 
-@pytest.mark.parametrize("sizes", [(2000,), (6000,), (3000, 3000)])
+@pytest.mark.parametrize("sizes", [(2000,), (5000,), (2500, 2500)])
 def test_what_fits_nowhere_is_shown_with_what_is_missing(sizes: Sequence[int]) -> None:
     fit = chosen(*sizes)
     assert not fit.fits

@@ -90,38 +90,32 @@ def test_weights_are_those_of_a_run(shape: ModelShape) -> None:
     assert round(host_bytes(shape, setting((16, 15))) / MIB, 2) == 577.50
 
 
-def test_compute_buffers_of_a_run(shape: ModelShape) -> None:
-    # Its micro-batch was of 384 tokens, which -n can't ask for: the prompt's room is taken off the canvas.
-    small = dataclasses.replace(shape, canvas=384 - 2048)
-    short = setting((16, 15), tokens=384 - 2048)
-    assert micro_batch(small, short.tokens) == 384
-    assert compute_bytes(small, short, range(16), output=False) / MIB == pytest.approx(73.13, rel=0.02)
-    assert compute_bytes(small, short, range(16, 30), output=True) / MIB == pytest.approx(388.12, rel=0.02)
+# --- what ggml's allocator reserved, CPU backend, six layers of the full model's shape ------------
 
-
-# --- what ggml's allocator reserved, CPU backend, six layers, FlashAttention off ------------------
-
-# Micro-batch → MiB. With a vocabulary of 2,048 words the layers decide, with the full one the logits.
-LAYERS = {2304: 606.78, 2560: 697.28, 3584: 1185.04, 4096: 1498.05, 6144: 3047.32, 8192: 5298.09}
-LOGITS = {2304: 2353.51, 3584: 3661.01, 4096: 4228.02}
+# Micro-batch → MiB. With a vocabulary of 2,048 words the layers are alone, with the full one there are
+# self-conditioning and the logits too.
+LAYERS = {2304: 444.14, 2560: 495.77, 3584: 707.28, 4096: 816.03, 6144: 1271.05, 8192: 1758.06}
+LOGITS = {
+    2304: 499.02, 2560: 528.52, 3072: 655.02, 3584: 728.53, 4096: 804.03, 6144: 1060.05, 8192: 1520.06,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(("batch", "reserved"), LAYERS.items())
 def test_the_layers_compute_buffer_is_a_near_bound(shape: ModelShape, batch: int, reserved: float) -> None:
     found = compute_bytes(shape, setting((31,), tokens=batch - 2048), range(6), output=False) / MIB
-    assert reserved <= found <= 1.08 * reserved
+    assert reserved <= found <= 1.03 * reserved
 
 
 @pytest.mark.parametrize(("batch", "reserved"), LOGITS.items())
-def test_the_logits_compute_buffer(shape: ModelShape, batch: int, reserved: float) -> None:
+def test_the_output_s_compute_buffer_is_a_bound(shape: ModelShape, batch: int, reserved: float) -> None:
     found = compute_bytes(shape, setting((31,), tokens=batch - 2048), range(6), output=True) / MIB
-    assert found == pytest.approx(reserved, rel=0.015)
+    assert 0.999 * reserved <= found <= 1.23 * reserved
 
 
-def test_the_prompt_store_of_a_run(shape: ModelShape) -> None:
-    # "prompt KV buffer size = 110.00 MiB (256 positions)", all layers on one device
+def test_the_prompt_store_has_half_of_what_a_run_in_f32_logged(shape: ModelShape) -> None:
+    # "prompt KV buffer size = 440.00 MiB (1024 positions)", all layers on one device, before it was F16
     (need,) = needs(shape, setting((31,)))
-    assert need.prompt_kv / MIB == 110.0
+    assert need.prompt_kv / MIB == 440.0 / 2
 
 
 def test_self_conditioning_is_on_the_output_s_card(shape: ModelShape) -> None:
@@ -178,13 +172,14 @@ def test_the_micro_batch_has_whole_blocks_and_the_prompt_s_room(
 @pytest.mark.parametrize(
     ("tokens", "prompt", "prefix", "positions"),
     [
-        (256, 16, 16, 256),
-        (256, 300, 300, 512),
+        (256, 16, 16, 1024),
+        (256, 512, 512, 1024),
+        (256, 513, 513, 1024),
+        (256, 514, 514, 2048),
         (1536, 1800, 1800 + 5 * 256, 4096),
-        (512, 16, 16 + 256, 1024),
         (512, 2048, 2048 + 256, 3072),
         # The second block no longer goes into the micro-batch of 2,560.
-        (512, 2200, 2200, 2304),
+        (512, 2200, 2200, 3072),
     ],
 )
 def test_the_store_grows_in_the_cli_s_steps(

@@ -68,12 +68,12 @@ setting() {
         # the emulated 16 GB cards: the write-up's choice with a long prompt, and one that must fail on the second card
         16g-ts73-1536) measure "$1" 0,1 16311,16311 -p "$LONG" -n 1536 -ts 7,3 ;;
         16g-one-moe)  measure "$1" 0   16311 -p hello -n 256 --n-cpu-moe 24 ;;
-        16g-ts11-8192) measure "$1" 0,1 16311,16311 -p hello -n 8192 -ts 1,1 ;;
+        16g-ts11-32768) measure "$1" 0,1 16311,16311 -p hello -n 32768 -ts 1,1 ;;
         *) echo "calibrate: no setting $1" >&2; return 2 ;;
     esac
 }
 names=("$@")
 [ $# -gt 0 ] || names=(default-256 ts37-1536 ts73-512 one-2048 ncmoe10-256)
-if [ $# -eq 0 ] && [ -n "${SHIM:-}" ]; then names+=(16g-ts73-1536 16g-one-moe 16g-ts11-8192); fi
+if [ $# -eq 0 ] && [ -n "${SHIM:-}" ]; then names+=(16g-ts73-1536 16g-one-moe 16g-ts11-32768); fi
 for name in "${names[@]}"; do setting "$name"; done
 echo "calibrate: $((SECONDS - began)) s"

@@ -26,7 +26,7 @@ SETTINGS: Final[Mapping[str, Mapping[str, Any]]] = {
     "ncmoe10-256": {"tokens": 256, "prompt_tokens": 16, "cpu_moe": 10},
     "16g-ts73-1536": {"tokens": 1536, "prompt_tokens": 1800},
     "16g-one-moe": {"tokens": 256, "prompt_tokens": 16, "cpu_moe": 24},
-    "16g-ts11-8192": {"tokens": 8192, "prompt_tokens": 16},
+    "16g-ts11-32768": {"tokens": 32768, "prompt_tokens": 16},
 }
 """What ``calibrate.sh`` asks for, beside the split. Prompts with the template's tokens."""
 
