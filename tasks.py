@@ -43,11 +43,14 @@ from llama_images.bench import Hardware
 from llama_images.cli import (
     DOCTOR_HELP,
     FIT_HELP,
+    RUN_HELP,
     FitWords,
+    RunWords,
     cache_folder,
     diagnose_machine,
     fit_model,
     guarded,
+    run_model,
 )
 from llama_images.errors import CheckFailed, UsageError
 from llama_images.evidence import TOO_FEW_GPUS, Evidence
@@ -822,6 +825,40 @@ def fit_task(
     )
 
 
+@task(name="run", iterable=["gpu"], help=RUN_HELP)
+@guarded
+def run_task(
+    c: Context,
+    gpu: list[str],
+    model: str = "",
+    prompt: str = "",
+    arch: str = "",
+    image: str = "",
+    engine: str = "",
+    tokens: str = "",
+    tensor_split: str = "",
+    options: str = "",
+    visual: bool = True,
+    dry_run: bool = False,
+) -> None:
+    """Run a model in the right image with the right options: a chat, or one answer with --prompt."""
+    run_model(
+        RunWords(
+            model=model,
+            prompt=prompt,
+            arch=arch,
+            image=image,
+            engine=engine,
+            gpu=gpu,
+            tokens=tokens,
+            tensor_split=tensor_split,
+            options=options,
+            visual=visual,
+            dry_run=dry_run,
+        )
+    )
+
+
 @task(
     iterable=["gpus", "workload"],
     help={
@@ -963,7 +1000,7 @@ def _namespace() -> Collection:
     top = Collection(
         matrix_task, plan, render, source, base, build, smoke_task, run_tests, bench, layers, demo, check
     )
-    for users in (doctor, fit_task):
+    for users in (doctor, fit_task, run_task):
         top.add_task(users)
     top.add_collection(
         Collection("patches", patches_list, patches_check, patches_status, patches_rebase, patches_export)

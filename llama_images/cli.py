@@ -12,6 +12,7 @@ import io
 import os
 import platform as machine
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,7 @@ from typing import Any, Final
 
 import platformdirs
 
+from llama_images.adapters.engines import choose_engine
 from llama_images.adapters.gpus import NvidiaGpus
 from llama_images.adapters.hub import HuggingFaceHub
 from llama_images.adapters.machine import cdi_files, nvidia_devices
@@ -35,11 +37,21 @@ from llama_images.fit import Wanted, choose_fit
 from llama_images.matrix import Matrix, load_matrix
 from llama_images.model_memory import PROMPT_ROOM, shape_of
 from llama_images.platforms import platform_of
-from llama_images.screens import doctor_json, doctor_screen, fit_json, fit_screen
-from llama_images.selection import local_reference
+from llama_images.screens import doctor_json, doctor_screen, fit_json, fit_screen, run_summary
+from llama_images.selection import build_command, local_reference
 from llama_images.words import counted
 from llama_images.workflows.doctor import examine
 from llama_images.workflows.fit import cards_of, command_of, container_command_of, read_model
+from llama_images.workflows.run import (
+    LONGEST,
+    ON_A_PROCESSOR,
+    Talk,
+    fit_for,
+    hold_session,
+    local_model,
+    session_of,
+    target_of,
+)
 
 CACHE_VARIABLE: Final = "LLAMA_IMAGES_CACHE"
 
@@ -151,6 +163,90 @@ def fit_model(said: FitWords) -> None:
         )
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunWords:
+    """What the command line of ``run`` says, as it says it."""
+
+    model: str = ""
+    prompt: str = ""
+    arch: str = ""
+    image: str = ""
+    engine: str = ""
+    gpu: Sequence[str] = ()
+    tokens: str = ""
+    tensor_split: str = ""
+    options: str = ""
+    visual: bool = True
+    dry_run: bool = False
+
+
+RUN_HELP: Final[Mapping[str, str]] = {
+    "model": "a GGUF file, or a model of the matrix that model.fetch has brought",
+    "prompt": "one answer to this, and the end; a chat by default",
+    "arch": "as for build; the image for this machine's GPUs by default, the CPU's without any",
+    "image": "another image than the local one of that architecture, such as one of a registry",
+    "engine": "docker or podman; the first that answers by default",
+    "gpu": FIT_HELP["gpu"],
+    "tokens": f"-n of the program; {LONGEST} by default, or as many as fit; {ON_A_PROCESSOR} without a GPU",
+    "tensor_split": FIT_HELP["tensor_split"],
+    "options": "further options of the program, in quotes, such as '--seed 7'",
+    "visual": "show the text while it takes shape, on a terminal (on by default)",
+    "dry_run": "print the command and run nothing",
+}
+
+
+def run_model(said: RunWords) -> None:
+    """Run a model in the right image with the right options. Raises SystemExit with 130 after Ctrl-C."""
+    matrix, reporter, programs = own_matrix(), ConsoleReporter(), SystemPrograms()
+    tokens = _number(said.tokens, "--tokens")
+    shares = _shares(said.tensor_split)
+    path = local_model(said.model, matrix, cache_folder() / "models")
+    model = read_model(str(path), matrix, HuggingFaceHub(), reporter)
+    gpus = NvidiaGpus()
+    survey = gpus.survey()
+    target = target_of(matrix, survey, platform_of(machine.machine()), said.arch)
+    fit = None
+    if survey.gpus and target.toolkit is not None:
+        wanted = Wanted(tokens=tokens, shares=shares)
+        fit = fit_for(target, survey, shape_of(model), cards_of(gpus, said.gpu, ()), wanted)
+    elif said.gpu or shares:
+        raise UsageError("--gpu and --tensor-split are for GPUs, and this run has none")
+    session = session_of(
+        said.image or local_reference(target),
+        model,
+        fit,
+        tokens,
+        Talk(
+            prompt=said.prompt,
+            visual=said.visual,
+            more=_words(said.options),
+            input_terminal=sys.stdin.isatty(),
+            output_terminal=sys.stdout.isatty() and sys.stderr.isatty(),
+            user=(os.getuid(), os.getgid()),
+        ),
+        cache_folder() / "compiled",
+    )
+    engine = choose_engine(said.engine or None, programs, reporter)
+    if said.dry_run:
+        print(shlex.join(engine.session_command(session)))
+        return
+    pull = f"{engine.info().name} pull {said.image}" if said.image else build_command(target, matrix)
+    code = hold_session(
+        engine, session, reporter, summary=run_summary(session, fit), hint=f"{pull} brings it"
+    )
+    if code == _INTERRUPTED:
+        if session.terminal:
+            sys.stdout.write(_SHOW_CURSOR)  # the program hides it while it draws
+        raise SystemExit(code)
+    if code:
+        raise CheckFailed(f"the program ended with exit code {code}", hint="what it said is above")
+
+
+_INTERRUPTED: Final = 130
+"""Exit code of a program that Ctrl-C has ended."""
+_SHOW_CURSOR: Final = "\x1b[?25h\n"
+
+
 DOCTOR_HELP: Final[Mapping[str, str]] = {
     "offline": "ask no address on the network",
     "json": FIT_HELP["json"],
@@ -196,6 +292,13 @@ def _number(word: str, option: str) -> int | None:
     return int(word)
 
 
+def _words(text: str) -> tuple[str, ...]:
+    try:
+        return tuple(shlex.split(text))
+    except ValueError as error:
+        raise UsageError(f"--options {text}: {str(error).lower()}") from None
+
+
 def _shares(word: str) -> tuple[float, ...]:
     if not word:
         return ()
@@ -231,6 +334,33 @@ def main(argv: Sequence[str] | None = None) -> None:
                 prompt=said.prompt,
                 tensor_split=said.tensor_split,
                 json=said.json,
+            )
+        )
+    )
+    text = "run a model in the right image with the right options: a chat, or one answer"
+    run = commands.add_parser("run", help=text, description=text)
+    run.add_argument("model", nargs="?", default="", help=RUN_HELP["model"])
+    run.add_argument("--model", dest="named", default="", metavar="FILE", help="the same")
+    run.add_argument("-p", "--prompt", default="", metavar="TEXT", help=RUN_HELP["prompt"])
+    run.add_argument("--gpu", action="append", default=[], help=RUN_HELP["gpu"])
+    for name in ("arch", "image", "engine", "tokens", "tensor_split", "options"):
+        run.add_argument(f"--{name.replace('_', '-')}", default="", metavar="WORD", help=RUN_HELP[name])
+    run.add_argument("--no-visual", action="store_true", help="show the text when it is done only")
+    run.add_argument("--dry-run", action="store_true", help=RUN_HELP["dry_run"])
+    run.set_defaults(
+        run=lambda said: run_model(
+            RunWords(
+                model=said.named or said.model,
+                prompt=said.prompt,
+                arch=said.arch,
+                image=said.image,
+                engine=said.engine,
+                gpu=said.gpu,
+                tokens=said.tokens,
+                tensor_split=said.tensor_split,
+                options=said.options,
+                visual=not said.no_visual,
+                dry_run=said.dry_run,
             )
         )
     )

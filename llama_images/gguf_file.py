@@ -154,7 +154,7 @@ def read_model_info(path: Path, read: Callable[[Path], ModelFile] | None = None)
             f"{path} is a model of architecture '{model.architecture}'",
             hint=f"give a GGUF file of architecture '{ARCHITECTURE}'",
         )
-    parts = [_whole(model), *(_whole(_read_part(model, part, read)) for part in _further_parts(model))]
+    parts = [_whole(model), *(_whole(_read_part(model, part, read)) for part in further_parts(model))]
     if len(parts) == 1:
         return model
     return dataclasses.replace(
@@ -177,7 +177,7 @@ def _whole(model: ModelFile) -> ModelFile:
 _PART_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 
 
-def _further_parts(model: ModelFile) -> tuple[Path, ...]:
+def further_parts(model: ModelFile) -> tuple[Path, ...]:
     """Where the parts behind the first lie, by the names that the loader looks for; none in most models."""
     count = model.metadata.get("split.count", 1)
     if not isinstance(count, int) or count <= 1:

@@ -223,6 +223,27 @@ class RunResult:
     """Seconds from the start to the interrupt that was asked for; None where none was sent."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Session:
+    """A container that a person talks to, without network, capabilities, or a root that it can write."""
+
+    image: str
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    mounts: Mapping[Path, str] = field(default_factory=dict)
+    """Host path to container path, read-only."""
+    writable: Mapping[Path, str] = field(default_factory=dict)
+    """Host path to container path; what the program leaves behind."""
+    gpus: bool = False
+    """Whether it sees GPUs at all; which ones is ``CUDA_VISIBLE_DEVICES``'s matter."""
+    interactive: bool = False
+    """Whether the program gets this process's input."""
+    terminal: bool = False
+    """Whether its streams are a terminal of the container's own, which takes Ctrl-C."""
+    user: str | None = None
+    """"UID:GID"; None for the image's own."""
+
+
 class Engine(Protocol):
     """A container engine: Docker, or podman with buildah."""
 
@@ -253,6 +274,20 @@ class Engine(Protocol):
 
     def layers(self, reference: str) -> tuple[Layer, ...]:
         """Sizes of every layer, lowest first; empty ones left out."""
+
+
+class SessionEngine(Engine, Protocol):
+    """An engine by which a person talks to a container."""
+
+    def session_command(self, session: Session) -> tuple[str, ...]:
+        """The command that ``hold`` runs, under another container's name."""
+
+    def hold(self, session: Session) -> int:
+        """Run a container with this process's streams and return the program's exit code.
+
+        Ctrl-C goes to the program. The container is gone when this returns or raises. Raises OutsideError
+        where the engine does not start it.
+        """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,6 +15,7 @@ from llama_images.diagnosis import Diagnosis, State
 from llama_images.fit import Fit
 from llama_images.gguf_file import ModelFile
 from llama_images.model_memory import CardNeed
+from llama_images.ports import Session
 from llama_images.words import counted
 
 WIDTH: Final = 80
@@ -182,6 +183,23 @@ def fit_json(model: ModelFile, fit: Fit, *commands: Sequence[str]) -> dict[str, 
         ],
         "commands": [list(command) for command in commands],
     }
+
+
+# run
+
+
+def run_summary(session: Session, fit: Fit | None) -> str:
+    """One line, before a run: where it runs, and how. What is on, the program says itself."""
+    if fit is None:
+        return f"{session.image} on the processor"
+    used = [card for card, need in zip(fit.cards, fit.needs, strict=True) if need.total]
+    names = ", ".join(f"{card.index} {shortened(card.name, WIDTH)}" for card in used)
+    text = f"{session.image} on {names}; -n {fit.setting.tokens}"
+    if fit.shares:
+        text += f", -ts {','.join(f'{share:g}' for share in fit.shares)}"
+    if fit.setting.cpu_moe:
+        text += f", the experts of {counted(fit.setting.cpu_moe, 'block')} in the machine's memory"
+    return text
 
 
 # doctor
