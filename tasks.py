@@ -43,6 +43,7 @@ from llama_images.bench import Hardware
 from llama_images.cli import (
     DOCTOR_HELP,
     FIT_HELP,
+    REPORT_HELP,
     RUN_HELP,
     FitWords,
     RunWords,
@@ -50,6 +51,7 @@ from llama_images.cli import (
     diagnose_machine,
     fit_model,
     guarded,
+    report_machine,
     run_model,
 )
 from llama_images.errors import CheckFailed, UsageError
@@ -825,6 +827,13 @@ def fit_task(
     )
 
 
+@task(help=REPORT_HELP)
+@guarded
+def report(c: Context, model: str = "", out: str = "", offline: bool = False) -> None:
+    """One file to attach to an issue: doctor, fit and versions, without names of people and machines."""
+    report_machine(model=model, out=out, offline=offline)
+
+
 @task(name="run", iterable=["gpu"], help=RUN_HELP)
 @guarded
 def run_task(
@@ -1000,7 +1009,7 @@ def _namespace() -> Collection:
     top = Collection(
         matrix_task, plan, render, source, base, build, smoke_task, run_tests, bench, layers, demo, check
     )
-    for users in (doctor, fit_task, run_task):
+    for users in (doctor, fit_task, run_task, report):
         top.add_task(users)
     top.add_collection(
         Collection("patches", patches_list, patches_check, patches_status, patches_rebase, patches_export)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import getpass
 import io
 import os
 import platform as machine
@@ -17,6 +18,7 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from json import dumps
 from pathlib import Path
 from typing import Any, Final
@@ -31,16 +33,20 @@ from llama_images.adapters.network import Web
 from llama_images.adapters.process import SystemPrograms
 from llama_images.adapters.reporter import ConsoleReporter
 from llama_images.adapters.screen import show
-from llama_images.diagnosis import Machine, image_for
-from llama_images.errors import CheckFailed, LlamaImagesError, UsageError
-from llama_images.fit import Wanted, choose_fit
+from llama_images.diagnosis import Diagnosis, Machine, image_for
+from llama_images.errors import CheckFailed, LlamaImagesError, OutsideError, UsageError
+from llama_images.fit import Fit, Wanted, choose_fit
+from llama_images.gguf_file import ModelFile
 from llama_images.matrix import Matrix, load_matrix
 from llama_images.model_memory import PROMPT_ROOM, shape_of
 from llama_images.platforms import platform_of
-from llama_images.screens import doctor_json, doctor_screen, fit_json, fit_screen, run_summary
+from llama_images.redaction import Self
+from llama_images.report import image_rows, report_text
+from llama_images.screens import Screen, doctor_json, doctor_screen, fit_json, fit_screen, run_summary
 from llama_images.selection import build_command, local_reference
 from llama_images.words import counted
 from llama_images.workflows.doctor import examine
+from llama_images.workflows.files import replace_file
 from llama_images.workflows.fit import cards_of, command_of, container_command_of, read_model
 from llama_images.workflows.run import (
     LONGEST,
@@ -137,8 +143,8 @@ FIT_HELP: Final[Mapping[str, str]] = {
 }
 
 
-def fit_model(said: FitWords) -> None:
-    """Choose how a model runs on the cards, and show it. Raises CheckFailed where it does not fit."""
+def _fitted(said: FitWords) -> tuple[ModelFile, Fit, list[tuple[str, ...]]]:
+    """The model, the choice, and the commands that run it."""
     wanted = Wanted(
         prompt_tokens=_number(said.prompt, "--prompt") or PROMPT_ROOM,
         tokens=_number(said.tokens, "--tokens"),
@@ -152,13 +158,19 @@ def fit_model(said: FitWords) -> None:
     if not said.memory:
         here = Machine(platform=platform_of(machine.machine()), survey=gpus.survey())
         commands.append(container_command_of(fit, model.path, local_reference(image_for(here, matrix))))
+    return model, fit, commands
+
+
+def fit_model(said: FitWords) -> None:
+    """Choose how a model runs on the cards, and show it. Raises CheckFailed where it does not fit."""
+    model, fit, commands = _fitted(said)
     if said.json:
         print(dumps(fit_json(model, fit, *commands), indent=2))
     else:
         show(fit_screen(model, fit, *commands))
     if not fit.fits:
         raise CheckFailed(
-            f"{model.path.name} does not fit on {_these(len(cards))}",
+            f"{model.path.name} does not fit on {_these(len(fit.cards))}",
             hint="a shorter prompt (--prompt), fewer tokens (--tokens), or a smaller quantisation needs less",
         )
 
@@ -253,10 +265,9 @@ DOCTOR_HELP: Final[Mapping[str, str]] = {
 }
 
 
-def diagnose_machine(*, json: bool, offline: bool) -> None:
-    """Look at this machine and say what to mend. Raises CheckFailed where something is to be mended."""
+def _examined(*, offline: bool) -> Diagnosis:
     programs = SystemPrograms()
-    diagnosis = examine(
+    return examine(
         matrix=own_matrix(),
         surveyor=NvidiaGpus(),
         programs=programs,
@@ -269,6 +280,11 @@ def diagnose_machine(*, json: bool, offline: bool) -> None:
         cdi=cdi_files(),
         network=not offline,
     )
+
+
+def diagnose_machine(*, json: bool, offline: bool) -> None:
+    """Look at this machine and say what to mend. Raises CheckFailed where something is to be mended."""
+    diagnosis = _examined(offline=offline)
     if json:
         print(dumps(doctor_json(diagnosis), indent=2))
     else:
@@ -278,6 +294,52 @@ def diagnose_machine(*, json: bool, offline: bool) -> None:
             f"{counted(diagnosis.bad, 'thing')} to mend on this machine",
             hint="the commands above mend them, from the top; then run doctor again",
         )
+
+
+REPORT_HELP: Final[Mapping[str, str]] = {
+    "model": "what fit is to say something of; nothing by default",
+    "out": "the file to write; llama-images-report.md by default",
+    "offline": DOCTOR_HELP["offline"],
+}
+
+
+def report_machine(*, model: str, out: str, offline: bool) -> None:
+    """Write what doctor and fit say, and the versions, into one file without names; print its path."""
+    matrix, reporter = own_matrix(), ConsoleReporter()
+    diagnosis = _examined(offline=offline)
+    rows = {
+        "llama-images": _own_version(),
+        "Python": machine.python_version(),
+        "machine": f"{machine.system()} {machine.release()}, {machine.machine()}",
+        "source": ", ".join(f"{one.ref} at {one.commit}" for one in matrix.sources.values()),
+    }
+    try:
+        engine = choose_engine(None, SystemPrograms(), reporter)
+        info = engine.info()
+        rows["engine"] = f"{info.name} {info.version}, {info.builder}"
+        rows |= image_rows(diagnosis.image, engine.image(diagnosis.image))
+    except OutsideError as error:
+        rows["engine"] = error.message
+    sections: dict[str, Screen | str] = {"doctor": doctor_screen(diagnosis)}
+    if model:
+        try:
+            read, fit, commands = _fitted(FitWords(model=model))
+            sections["fit"] = fit_screen(read, fit, *commands)
+        except LlamaImagesError as error:
+            sections["fit"] = f"{error.message}\n{error.hint or ''}".rstrip()
+    user = getpass.getuser()
+    of = Self(home=str(Path.home()), user="" if user == "root" else user, host=machine.node())
+    path = Path(out or "llama-images-report.md").expanduser().absolute()
+    replace_file(path, report_text(rows, sections, of, matrix).encode("utf-8"))
+    reporter.line("read it before you hand it on: a name that looks like a common word may have stayed")
+    print(path)
+
+
+def _own_version() -> str:
+    try:
+        return version("llama-images")
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def _these(count: int) -> str:
@@ -369,5 +431,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in ("offline", "json"):
         doctor.add_argument(f"--{name}", action="store_true", help=DOCTOR_HELP[name])
     doctor.set_defaults(run=lambda said: diagnose_machine(json=said.json, offline=said.offline))
+    text = "one file to attach to an issue: doctor, fit and versions, without names"
+    report = commands.add_parser("report", help=text, description=text)
+    for name in ("model", "out"):
+        report.add_argument(f"--{name}", default="", metavar="FILE", help=REPORT_HELP[name])
+    report.add_argument("--offline", action="store_true", help=REPORT_HELP["offline"])
+    report.set_defaults(run=lambda said: report_machine(model=said.model, out=said.out, offline=said.offline))
     said = parser.parse_args(argv)
     guarded(said.run)(said)

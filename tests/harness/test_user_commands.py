@@ -123,3 +123,20 @@ def test_every_error_is_one_line_and_a_hint(unpacked: Path, tiny: Path, tmp_path
         lines = done.stderr.splitlines()
         assert [line.partition(": ")[0] for line in lines] == ["error", "hint"], done.stderr
         assert message in lines[0]
+
+
+def test_a_report_is_one_file_without_the_user_s_folders(unpacked: Path, tmp_path: Path) -> None:
+    finished = user(unpacked, tmp_path, "report", "--offline", "--out", "report.md")
+    assert finished.returncode == 0, finished.stderr
+    assert finished.stdout == f"{tmp_path / 'report.md'}\n"
+    page = (tmp_path / "report.md").read_text("utf-8")
+    assert page.startswith("# Report\n")
+    assert "## doctor" in page
+    assert str(Path.home()) not in page
+    assert [path.name for path in tmp_path.glob("report*")] == ["report.md"]
+
+
+def test_run_refuses_a_file_that_is_not_there(unpacked: Path, tmp_path: Path) -> None:
+    finished = user(unpacked, tmp_path, "run", "none.gguf")
+    assert finished.returncode == 2
+    assert finished.stderr.splitlines()[0] == f"error: {tmp_path / 'none.gguf'} does not exist"
