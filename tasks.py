@@ -30,14 +30,17 @@ from llama_images.adapters.git_program import Git
 from llama_images.adapters.gpu_memory import CudaMemory
 from llama_images.adapters.gpus import NvidiaGpus
 from llama_images.adapters.hub import HuggingFaceHub
+from llama_images.adapters.image_store import CachedImages
 from llama_images.adapters.machine import processor
 from llama_images.adapters.patch_files import LazySeries, PatchFolders
 from llama_images.adapters.process import SystemPrograms, termination_as_interrupt
 from llama_images.adapters.programs import BareProgram, ImageProgram
-from llama_images.adapters.registry import LocalRegistry, RegistryClient
+from llama_images.adapters.registry import LocalRegistry
+from llama_images.adapters.registry_client import RegistryClient, authorities_for, connect
 from llama_images.adapters.reporter import ConsoleReporter
 from llama_images.adapters.series_trees import GitSeriesTrees
 from llama_images.adapters.series_work import GitSeriesWork
+from llama_images.adapters.signing import KEY_VARIABLE, load_signer, load_verifier
 from llama_images.adapters.upstreams import PublicUpstreams
 from llama_images.bench import Hardware
 from llama_images.cli import (
@@ -59,8 +62,9 @@ from llama_images.evidence import TOO_FEW_GPUS, Evidence
 from llama_images.matrix import FLAVORS, Source, load_matrix
 from llama_images.models import choose_model
 from llama_images.plan import Plan, choose, choose_platform, make_plan
-from llama_images.platforms import platform_of
+from llama_images.platforms import MACHINES, platform_of
 from llama_images.ports import Engine, Programs, Reporter
+from llama_images.references import parse_reference, parse_repository
 from llama_images.render import drift, drifted_paths, series_of
 from llama_images.selection import Target, local_reference, make_target, select
 from llama_images.synthetic import ModelInfo, Size, write_model
@@ -87,7 +91,12 @@ from llama_images.workflows.fetch import fetch_model
 from llama_images.workflows.logical import logical_gpus_library
 from llama_images.workflows.model_files import HashedModel, hashed_model
 from llama_images.workflows.pins import update_pins
+from llama_images.workflows.prune import plan_pruning
+from llama_images.workflows.prune import prune as run_prune
+from llama_images.workflows.publish import prepare, read_evidence
+from llama_images.workflows.publish import publish as run_publish
 from llama_images.workflows.records import write_evidence
+from llama_images.workflows.scan import scan as run_scan
 from llama_images.workflows.series import (
     check_series,
     export_series,
@@ -106,6 +115,7 @@ from llama_images.workflows.suite import (
     run_suite,
     suite_cases,
 )
+from llama_images.workflows.verify import verify as run_verify
 from llama_images.workflows.workshop import Workshop, built_image, write_or_remove
 
 ROOT = Path(__file__).resolve().parent
@@ -185,13 +195,20 @@ def matrix_task(c: Context, json: bool = False, file: str = "") -> None:
         print(tables.matrix_table(shop.matrix))
 
 
-@task(iterable=["arch", "flavor"], help={**_SELECT_HELP, **_JSON_HELP})
+@task(
+    iterable=["arch", "flavor"],
+    help={**_SELECT_HELP, **_JSON_HELP, "platform": "linux/amd64 or linux/arm64; this machine's by default"},
+)
 @guarded
-def plan(c: Context, arch: list[str], flavor: list[str], base: str = "", json: bool = False) -> None:
+def plan(
+    c: Context, arch: list[str], flavor: list[str], base: str = "", platform: str = "", json: bool = False
+) -> None:
     """What a build would do, doing none of it."""
     shop = _workshop()
     _check_words(shop, arch, flavor, base or None)
-    made = _plan_for(shop, arch, flavor, base or None, platform_of(machine.machine()))
+    if platform and platform not in MACHINES:
+        raise UsageError(f"--platform {platform}: there is no such platform", hint=" or ".join(MACHINES))
+    made = _plan_for(shop, arch, flavor, base or None, platform or platform_of(machine.machine()))
     if json:
         print(dumps(made.as_json(), indent=2))
         return
@@ -995,6 +1012,138 @@ def demo(c: Context, repo: str = "", engine: str = "") -> None:
     print(tables.demo_result(result))
 
 
+@task(iterable=["arch", "flavor"], help={**_SELECT_HELP, **_ENGINE_HELP})
+@guarded
+def scan(c: Context, arch: list[str], flavor: list[str], base: str = "", engine: str = "") -> None:
+    """Search built images for secrets, layer by layer; let installed scanners read what they hold."""
+    shop = _workshop()
+    _check_words(shop, arch, flavor, base or None)
+    chosen = _engine(shop, engine or None)
+    made = _plan_for(shop, arch, flavor, base or None, chosen.info().platform)
+    store = CachedImages(shop.cache / "oci")
+    results = [run_scan(shop, chosen, store, target) for target in made.targets]
+    for result in results:
+        shop.reporter.line(tables.scan_table(result))
+    if failed := [result.target.id for result in results if not result.passed]:
+        raise CheckFailed(
+            f"the scan found something: {', '.join(failed)}", hint="the lines marked FAIL say what"
+        )
+
+
+def _registry(shop: Workshop, host: str, *, writes: bool = False) -> RegistryClient:
+    authorities = authorities_for(host, shop.environment, Path.home())
+    return connect(host, authorities=authorities, writes=writes, on_wait=shop.reporter.warn)
+
+
+_REGISTRY_HELP = {"registry": "HOST/NAMESPACE, as in ghcr.io/me/llama-diffusion; logins are docker login's"}
+
+
+@task(
+    iterable=["arch", "flavor", "evidence", "mount_from"],
+    help={
+        **_SELECT_HELP,
+        **_ENGINE_HELP,
+        **_REGISTRY_HELP,
+        "key": f"file with the private key that signs; {KEY_VARIABLE} names one too, or holds it",
+        "evidence": "file that invoke test wrote; repeatable, those in the cache by default",
+        "allow_untested": "publish what has no evidence too, and mark it as untested",
+        "mount_from": "another repository of the registry that may have the layers; repeatable",
+        "dry_run": "show every tag, digest and size, and send nothing",
+    },
+)
+@guarded
+def publish(
+    c: Context,
+    arch: list[str],
+    flavor: list[str],
+    evidence: list[str],
+    mount_from: list[str],
+    registry: str = "",
+    base: str = "",
+    engine: str = "",
+    key: str = "",
+    allow_untested: bool = False,
+    dry_run: bool = False,
+) -> None:
+    """Push tested images, say and sign what they are, and move the tags once all of it is there."""
+    shop = _workshop()
+    if not registry:
+        raise UsageError("no --registry given", hint=f"name one: {_REGISTRY_HELP['registry']}")
+    repository = parse_repository(registry)
+    _check_words(shop, arch, flavor, base or None)
+    signer = None if dry_run else load_signer(Path(key) if key else None, shop.environment)
+    given = read_evidence(shop, [Path(file) for file in evidence])
+    chosen = _engine(shop, engine or None)
+    # The engine may hold images of another platform, from a builder beside it.
+    own = chosen.info().platform
+    platform = choose_platform(shop.matrix, arch, (own, *(one for one in MACHINES if one != own)))
+    cells = prepare(
+        shop,
+        chosen,
+        _plan_for(shop, arch, flavor, base or None, platform),
+        CachedImages(shop.cache / "oci"),
+        evidence=given,
+        allow_untested=allow_untested,
+    )
+    results = run_publish(
+        shop,
+        cells,
+        repository,
+        _registry(shop, repository.host, writes=not dry_run),
+        signer,
+        mount_from=mount_from,
+        dry_run=dry_run,
+    )
+    shop.reporter.line(tables.published_table(repository, results, dry_run=dry_run))
+
+
+@task(
+    positional=["ref"],
+    help={
+        "ref": "HOST/NAMESPACE:TAG or HOST/NAMESPACE@DIGEST",
+        "key": f"file with the publisher's public key; {KEY_VARIABLE} names one too",
+    },
+)
+@guarded
+def verify(c: Context, ref: str, key: str = "") -> None:
+    """Check an image's signatures, and its provenance against the matrix; say what it is in ten lines."""
+    shop = _workshop()
+    reference = parse_reference(ref)
+    verifier = load_verifier(Path(key) if key else None, shop.environment)
+    result = run_verify(shop, reference, _registry(shop, reference.repository.host), verifier)
+    print(tables.verification_table(result))
+    if result.problems:
+        for problem in result.problems:
+            shop.reporter.warn(problem)
+        raise CheckFailed(
+            f"{reference} is not what it should be: {result.problems[0]}",
+            hint="is it the publisher's key, and the checkout that it was published from?",
+        )
+    shop.reporter.line(f"signed by {verifier.name}, and as this matrix says")
+
+
+@task(
+    help={
+        **_REGISTRY_HELP,
+        "keep": "how many versions stay, the newest",
+        "apply": "remove them; without it, only say what would go",
+    }
+)
+@guarded
+def prune(c: Context, registry: str = "", keep: int = 3, apply: bool = False) -> None:
+    """Remove old versions from a registry; never what a moving tag or an index needs."""
+    shop = _workshop()
+    if not registry:
+        raise UsageError("no --registry given", hint=f"name one: {_REGISTRY_HELP['registry']}")
+    repository = parse_repository(registry)
+    client = _registry(shop, repository.host)
+    with shop.reporter.activity(f"look through {repository}"):
+        pruning = plan_pruning(client, repository, keep)
+    if apply:
+        run_prune(client, repository, pruning, shop.reporter)
+    shop.reporter.line(tables.pruning_table(repository, pruning, applied=apply))
+
+
 @task(help={"fix": "let ruff mend what it can"})
 @guarded
 def check(c: Context, fix: bool = False) -> None:
@@ -1007,10 +1156,12 @@ def check(c: Context, fix: bool = False) -> None:
 
 def _namespace() -> Collection:
     top = Collection(
-        matrix_task, plan, render, source, base, build, smoke_task, run_tests, bench, layers, demo, check
+        *(matrix_task, plan, render, source, base, build, smoke_task, run_tests, bench, layers),
+        *(scan, publish, verify, demo, check),
     )
     for users in (doctor, fit_task, run_task, report):
         top.add_task(users)
+    top.add_collection(Collection("registry", prune))
     top.add_collection(
         Collection("patches", patches_list, patches_check, patches_status, patches_rebase, patches_export)
     )

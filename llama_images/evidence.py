@@ -28,6 +28,8 @@ BAD: Final[frozenset[Status]] = frozenset({"failed", "passed though it should fa
 
 TOO_FEW_GPUS: Final = "too few GPUs"
 """How the reason of a case begins that was skipped for want of GPUs."""
+PAST_DEADLINE: Final = "the deadline has passed"
+"""The reason of a case that was not started because it was too late."""
 
 
 class _Part(BaseModel):

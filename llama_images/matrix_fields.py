@@ -105,6 +105,8 @@ IMAGE: Final = (
     r"([a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?/)?"
     r"[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
 )
+# Three numbers and nothing else: it begins a tag, and its form tells it from a commit.
+VERSION: Final = r"(0|[1-9][0-9]{0,5})\.(0|[1-9][0-9]{0,5})\.(0|[1-9][0-9]{0,5})"
 SUITE: Final = r"[a-z][a-z0-9-]*"
 DIGEST: Final = rf"sha256:{HEX64}"
 REPOSITORY: Final = r"https://[a-z0-9]([a-z0-9.-]*[a-z0-9])?(:[0-9]{1,5})?(/[A-Za-z0-9_][A-Za-z0-9._-]*)+"
@@ -227,6 +229,11 @@ Series = Annotated[
         NAME, "a series is the name of a folder under patches/: lower-case letters, digits, dots and dashes"
     ),
     schema_pattern(NAME),
+]
+Version = Annotated[
+    str,
+    shaped(VERSION, "a version is three numbers, such as 0.1.0"),
+    schema_pattern(VERSION),
 ]
 Suite = Annotated[
     str, shaped(SUITE, "a suite is one lower-case word, such as bookworm"), schema_pattern(SUITE)

@@ -39,6 +39,7 @@ from llama_images.matrix_fields import (
     ToolkitVersion,
     Tree,
     Variant,
+    Version,
     WheelName,
     WheelVersion,
     unique,
@@ -80,6 +81,9 @@ class Source(_Row):
     ref: Ref = Field(description="the ref that the commit is reachable from")
     commit: Commit = Field(description="the pinned commit, 40 hex digits")
     tree: Tree = Field(description="the tree hash of that commit, 40 hex digits")
+    version: Version = Field(
+        description="the version of what is published from this source; raised with every change of it"
+    )
     build_number: int = Field(gt=0, lt=10**7, description="`git rev-list --count` of the commit")
     date: Date = Field(description="the committer date of the commit")
     paths: Annotated[tuple[SourcePath, ...], AfterValidator(unique)] = Field(

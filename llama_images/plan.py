@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
@@ -193,8 +191,3 @@ def unpinned(target: Target) -> list[str]:
     return (
         [] if images is None else [ref.name for ref in (images.devel, images.runtime) if ref.digest is None]
     )
-
-
-def input_digest(parts: Mapping[str, object]) -> str:
-    """SHA-256 over everything that a build reads, by name; equal inputs need no second build."""
-    return "sha256:" + hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

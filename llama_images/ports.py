@@ -6,11 +6,15 @@ make them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Protocol, TypeAlias
+
+from llama_images.imageroot import LayerContents
+from llama_images.oci import Descriptor, Manifest
 
 if TYPE_CHECKING:
     from llama_images.bench_chart import Chart
@@ -272,6 +276,12 @@ class Engine(Protocol):
     def export_root(self, reference: str, archive: Path) -> None:
         """Write the image's whole file system, without running it, as a tar archive."""
 
+    def save(self, reference: str, archive: Path, on_bytes: Callable[[int], None]) -> None:
+        """Write the image, its configuration and layers, as an archive in the form of ``docker save``.
+
+        ``on_bytes`` gets the number of bytes written so far.
+        """
+
     def layers(self, reference: str) -> tuple[Layer, ...]:
         """Sizes of every layer, lowest first; empty ones left out."""
 
@@ -420,6 +430,49 @@ class HeldImage:
     """Sum of the layers, as they are pulled."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PackedImage:
+    """An image as it is published, in files of the cache."""
+
+    folder: Path
+    """An OCI image layout; blobs lie below ``blobs/sha256``."""
+    configuration: bytes
+    """As it is published, see ``oci.published_config``."""
+    layers: tuple[Descriptor, ...]
+    """Compressed, lowest first."""
+    diff_ids: tuple[str, ...]
+    """Digests of the uncompressed layers."""
+
+    def blob(self, descriptor: Descriptor) -> Path:
+        """The file of a blob."""
+        return self.folder / "blobs" / "sha256" / descriptor.digest.removeprefix("sha256:")
+
+
+class ImageStore(Protocol):
+    """Images of an engine as files that a registry takes."""
+
+    def pack(
+        self,
+        engine: Engine,
+        reference: str,
+        created: datetime,
+        on_progress: Callable[[str], None],
+        *,
+        without_labels: Collection[str] = (),
+    ) -> PackedImage:
+        """Bring an image into the cache, its configuration dated ``created``; what is there is kept.
+
+        Equal images make equal files. Raises OutsideError where the engine lacks the image or the cache has
+        no room.
+        """
+
+    def contents(self, packed: PackedImage) -> tuple[LayerContents, ...]:
+        """The files of each layer by itself, lowest first: also those that a later layer hides."""
+
+    def list_image(self, name: str, manifest: Manifest) -> None:
+        """Enter a packed image into the layout under a name, so that other tools can read it from there."""
+
+
 class RegistryReader(Protocol):
     """Questions to a registry."""
 
@@ -428,6 +481,78 @@ class RegistryReader(Protocol):
 
         Raises OutsideError where the registry can't be reached, or lacks or alters a part.
         """
+
+
+class Registry(RegistryReader, Protocol):
+    """A registry that is filled. ``repository`` is a name without host and tag.
+
+    Every method raises OutsideError, in one line, where the registry can't be reached, refuses, or alters
+    what it is given or gives.
+    """
+
+    def manifest(self, repository: str, reference: str) -> Manifest:
+        """What lies under a tag or a digest; an error where nothing does."""
+
+    def find(self, repository: str, reference: str) -> Manifest | None: ...
+    def blob(self, repository: str, digest: str) -> bytes:
+        """A whole blob, checked against its digest; for small ones."""
+
+    def read_blob(
+        self, repository: str, digest: str, size: int, on_bytes: Callable[[int], None] = ...
+    ) -> None:
+        """Read a blob to its end and compare size and digest; it is not kept."""
+
+    def has_blob(self, repository: str, blob: Descriptor) -> bool: ...
+    def tags(self, repository: str) -> tuple[str, ...]:
+        """Every tag, sorted; none where there is no such repository."""
+
+    def referrers(self, repository: str, digest: str) -> tuple[Descriptor, ...]:
+        """What is attached to a manifest."""
+
+    def push_blob(
+        self,
+        repository: str,
+        blob: Descriptor,
+        path: Path,
+        *,
+        mount_from: Sequence[str] = (),
+        on_bytes: Callable[[int], None] = ...,
+    ) -> bool:
+        """Send a file; False where the registry has it, or has it in one of ``mount_from``."""
+
+    def push_bytes(self, repository: str, data: bytes, media_type: str) -> Descriptor: ...
+    def push_manifest(self, repository: str, manifest: Manifest, tag: str | None = None) -> None:
+        """Send a manifest or an index under its digest, or under a tag, and compare what is there then."""
+
+    def push_referrer(self, repository: str, manifest: Manifest) -> None:
+        """Send a manifest that belongs to another, so that it is found from there."""
+
+    def delete(self, repository: str, digest: str) -> None:
+        """Remove a manifest and every tag that means it; fine where it is not there."""
+
+
+class Verifier(Protocol):
+    """Knows a publisher."""
+
+    @property
+    def name(self) -> str:
+        """Who that is: a key's fingerprint, or an identity."""
+
+    def open(self, bundle: bytes) -> bytes:
+        """The statement in a signed bundle. Raises CheckFailed where the publisher did not sign it."""
+
+
+class Signer(Protocol):
+    """Signs statements, with a key or without."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def verifier(self) -> Verifier:
+        """Opens what this has signed."""
+
+    def sign(self, payload: bytes) -> bytes:
+        """The signed statement as a Sigstore bundle."""
 
 
 class RegistryServer(Protocol):

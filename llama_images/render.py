@@ -16,10 +16,13 @@ from llama_images.errors import UsageError
 from llama_images.matrix import Base, Matrix, Source, Toolkit, json_schema
 from llama_images.patch_series import PatchSeries
 from llama_images.platforms import MACHINES
-from llama_images.selection import Target, all_targets, local_reference
+from llama_images.selection import Target, all_targets, local_reference, valid_words
 
 LABEL_PREFIX = "io.github.llama-images"
 """Reverse-DNS name space of this project's own image labels; the rest are OCI's."""
+
+INPUTS_LABEL = f"{LABEL_PREFIX}.inputs"
+"""Label with the digest of everything that went into an image; how a finished target is recognised."""
 
 TABLE_BEGIN = "<!-- images:begin -->"
 TABLE_END = "<!-- images:end -->"
@@ -298,6 +301,44 @@ def bake(matrix: Matrix) -> dict[str, Any]:
     }
 
 
+WORKFLOW = ".github/workflows/images.yml"
+
+# By commit, as tags of others can move; the comment is the release that the commit was tagged with.
+_ACTIONS = {
+    "checkout": "actions/checkout@3d3c42e5aac5ba805825da76410c181273ba90b1 # v7.0.1",
+    "upload": "actions/upload-artifact@bbbca2ddaa5d8feaa63e36b76fdaad77386f024f # v7.0.0",
+    "download": "actions/download-artifact@3e5f45b2cfb9172054b4087a40e8e0b5a5461e7c # v8.0.1",
+    "login": "docker/login-action@4907a6ddec9925e35a0a9e82d7399ccc52663121 # v4.1.0",
+    "buildx": "docker/setup-buildx-action@37fe631027851001ddb9b187196cc803df7f5f0e # v4.3.0",
+}
+
+
+def workflow(inputs: Inputs) -> str:
+    """A workflow for GitHub Actions that builds, tests and publishes what the matrix has."""
+    matrix = inputs.matrix
+    platforms = [
+        platform
+        for platform in MACHINES
+        if any(platform in row.platforms for row in matrix.architectures.values())
+    ]
+    return (
+        _environment(inputs.templates)
+        .get_template("images.yml.j2")
+        .render(
+            matrix=matrix,
+            words=[word for word in valid_words(matrix) if word != "native" and _makeable(matrix, word)],
+            platforms=platforms,
+            actions=_ACTIONS,
+        )
+    )
+
+
+def _makeable(matrix: Matrix, word: str) -> bool:
+    """Whether the default base makes something of what ``--arch`` calls ``word``."""
+    rows = [row for row in matrix.architectures.values() if word in (row.name, row.family) or word == "all"]
+    return any(matrix.defaults.base in matrix.bases_for(row) for row in rows)
+
+
 def image_table(matrix: Matrix) -> str:
     """The README's table: one row an architecture."""
     rows = [
@@ -356,6 +397,7 @@ def render_all(inputs: Inputs) -> dict[str, str]:
         )
     files["images/.dockerignore"] = dockerignore(matrix)
     files["docker-bake.json"] = json.dumps(bake(matrix), indent=2) + "\n"
+    files[WORKFLOW] = workflow(inputs)
     files["matrix.schema.json"] = json_schema()
     files["evidence.schema.json"] = evidence.json_schema()
     files["README.md"] = _readme(inputs.readme, matrix)

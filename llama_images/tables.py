@@ -16,13 +16,19 @@ from llama_images.ports import Layer
 from llama_images.render import series_of
 from llama_images.selection import all_targets, local_reference
 from llama_images.series_ports import Comparison
+from llama_images.tags import published_tags
 from llama_images.words import counted, duration
 
 if TYPE_CHECKING:
+    from llama_images.references import Repository
     from llama_images.workflows.build import Built
     from llama_images.workflows.demo import DemoLog, DemoResult
+    from llama_images.workflows.prune import Pruning
+    from llama_images.workflows.publish import Published
+    from llama_images.workflows.scan import ScanResult
     from llama_images.workflows.series import CheckedSeries
     from llama_images.workflows.smoke import SmokeResult
+    from llama_images.workflows.verify import Verification
 
 WIDTH = 100
 """Columns that a table may take; the last column is wrapped to fit."""
@@ -74,6 +80,7 @@ def matrix_rows(matrix: Matrix, series: Mapping[str, PatchSeries]) -> list[dict[
                 "toolkit": toolkit.version if toolkit else None,
                 "minimum_driver": toolkit.minimum_driver if toolkit else None,
                 "tag": local_reference(target),
+                "published_tags": list(published_tags(matrix, target, own).all),
                 "source": target.source.name,
                 "commit": target.source.commit,
                 "series_digest": own.digest if own is not None else None,
@@ -284,6 +291,15 @@ _MARKS = {
 }
 
 
+def scan_table(result: ScanResult) -> str:
+    """Every check of one image, and where its bill of materials is."""
+    rows = [["ok" if check.passed else "FAIL", check.name, check.detail] for check in result.checks]
+    text = table((result.target.id, "check", "found"), rows)
+    if result.left_out:
+        text += f"\nleft out, not installed: {', '.join(result.left_out)}"
+    return f"{text}\nbill of materials: {result.bill}"
+
+
 def layer_rows(sizes: Mapping[str, Sequence[Layer]]) -> dict[str, list[dict[str, Any]]]:
     """Layers of each target as JSON objects."""
     return {
@@ -369,3 +385,45 @@ def bench_table(bench: Bench) -> str:
             width=80,
         )
     return text
+
+
+def published_table(repository: Repository, results: Sequence[Published], *, dry_run: bool) -> str:
+    """Every tag, digest and size of what was published, or of what would be."""
+    rows = []
+    for result in results:
+        for number, tag in enumerate(result.tags):
+            rows.append(
+                [
+                    tag.tag,
+                    tag.change,
+                    f"{result.size_bytes / _MEGABYTE:.1f}" if number == 0 else "",
+                    f"{result.sent_bytes / _MEGABYTE:.1f}" if number == 0 and not dry_run else "",
+                    tag.why or tag.digest,
+                ]
+            )
+        rows.append(["", "", "", "", f"{result.platform}: {result.image}"])
+    text = table(("tag", "change", "MB", "sent MB", "digest"), rows, right=(2, 3), width=160)
+    untested = [result.target.id for result in results if result.tested == "no"]
+    if untested:
+        text += f"\nmarked as untested: {', '.join(untested)}"
+    done = "would be published to" if dry_run else "published to"
+    return f"{text}\n{counted(len(results), 'image', 'images')} {done} {repository}"
+
+
+def verification_table(result: Verification) -> str:
+    """What an image is, in ten lines."""
+    width = max(len(word) for word, _ in result.lines)
+    return "\n".join(f"{word.ljust(width)}  {text}" for word, text in result.lines)
+
+
+def pruning_table(repository: Repository, pruning: Pruning, *, applied: bool) -> str:
+    """What went, or would go, and what stays all the same."""
+    lines = [f"kept: {', '.join(pruning.kept_versions) or 'no version is there'}"]
+    lines += [f"spared, since something else needs it: {tag}" for tag in pruning.spared]
+    lines += [f"{'removed' if applied else 'would go'}: {tag}" for tag in pruning.tags]
+    count = counted(len(pruning.digests), "manifest", "manifests")
+    last = "removed from" if applied else "would go from"
+    lines.append(
+        f"{count} {last} {repository}" + ("" if applied or not pruning.digests else "; --apply removes")
+    )
+    return "\n".join(lines)

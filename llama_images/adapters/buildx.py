@@ -2,11 +2,15 @@
 
 A builder of the driver "docker" is the engine itself. Any other (docker-container, kubernetes, remote) is a
 BuildKit of its own: it loads its result into the engine where it is told to, and sees none of its images.
+
+``LLAMA_IMAGES_BUILDX_ARGS`` adds options to ``docker buildx build``, read as a shell would split them:
+"--cache-from type=registry,ref=…" and "--cache-to …", where builds begin without a cache.
 """
 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +18,11 @@ from typing import Final
 
 from llama_images.adapters.image_build import common_arguments
 from llama_images.adapters.oci_layout import TAG
-from llama_images.errors import OutsideError
+from llama_images.errors import OutsideError, UsageError
 from llama_images.ports import BuildRequest, Programs, Reporter
 from llama_images.words import last_line
+
+EXTRA_VARIABLE: Final = "LLAMA_IMAGES_BUILDX_ARGS"
 
 _ANSWER_SECONDS: Final = 60
 _START_SECONDS: Final = 600
@@ -81,11 +87,17 @@ def parse_builder(text: str) -> Builder | None:
 
 
 def build_arguments(
-    builder: Builder, request: BuildRequest, *, engine_platform: str, layouts: Mapping[str, Path]
+    builder: Builder,
+    request: BuildRequest,
+    *,
+    engine_platform: str,
+    layouts: Mapping[str, Path],
+    extra: Sequence[str] = (),
 ) -> list[str]:
     """The words after `docker` that build on ``builder``; the result goes to the engine.
 
-    ``layouts`` are folders in OCI's image layout, by the name of the engine's image that each one holds.
+    ``layouts`` are folders in OCI's image layout, by the name of the engine's image that each one holds;
+    ``extra`` are options that the environment adds.
     """
     words = ["buildx", "build", "--load"]
     if builder.name:
@@ -95,7 +107,15 @@ def build_arguments(
     words += common_arguments(request, default_platform=engine_platform if builder.is_the_engine else None)
     for reference, folder in layouts.items():
         words += ["--build-context", f"{reference}=oci-layout://{folder}:{TAG}"]
-    return [*words, str(request.context)]
+    return [*words, *extra, str(request.context)]
+
+
+def extra_arguments(environment: Mapping[str, str]) -> list[str]:
+    """The options in ``LLAMA_IMAGES_BUILDX_ARGS``, split as a shell would. Raises UsageError."""
+    try:
+        return shlex.split(environment.get(EXTRA_VARIABLE, ""))
+    except ValueError as error:
+        raise UsageError(f"{EXTRA_VARIABLE} can't be split into words: {error}") from error
 
 
 def served(builder: Builder, engine_platform: str) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ import socket
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
@@ -26,7 +26,14 @@ import urllib3.exceptions
 from docker.context import ContextAPI
 from docker.utils import parse_repository_tag
 
-from llama_images.adapters.buildx import Builder, build_arguments, choose_builder, needed_images, served
+from llama_images.adapters.buildx import (
+    Builder,
+    build_arguments,
+    choose_builder,
+    extra_arguments,
+    needed_images,
+    served,
+)
 from llama_images.adapters.docker_client import BUILDX_HINT, DockerClient, choose_client
 from llama_images.adapters.docker_errors import (
     ANSWER_SECONDS,
@@ -149,7 +156,11 @@ class DockerEngine:
                     for reference in needed_images(self._builder, request)
                 }
                 words = build_arguments(
-                    self._builder, request, engine_platform=info.platform, layouts=layouts
+                    self._builder,
+                    request,
+                    engine_platform=info.platform,
+                    layouts=layouts,
+                    extra=extra_arguments(os.environ),
                 )
             summary = run_build(
                 self._programs,
@@ -303,25 +314,21 @@ class DockerEngine:
         empty ``etc/hostname``, ``etc/hosts``, ``etc/resolv.conf``, ``etc/mtab``.
         """
         name = f"llama-images-{uuid.uuid4().hex[:12]}"
-        partial = archive.with_name(f"{archive.name}.partial")
         with termination_as_interrupt(), self._connected(f"export {reference}") as client:
             try:
                 with image_must_exist(reference):
                     # A command must be named, though nothing runs it.
                     client.api.create_container(reference, command=["none"], name=name, network_disabled=True)
-                archive.parent.mkdir(parents=True, exist_ok=True)
-                with partial.open("wb") as file:
-                    for chunk in client.api.export(name):
-                        file.write(chunk)
-                partial.replace(archive)
-            except OSError as error:
-                if isinstance(error, requests.exceptions.RequestException):
-                    raise
-                raise OutsideError(f"{archive} can't be written: {error.strerror or error}") from error
+                _write(archive, client.api.export(name), lambda _count: None)
             finally:
-                partial.unlink(missing_ok=True)
                 with contextlib.suppress(docker.errors.NotFound):
                     client.api.remove_container(name, v=True, force=True)
+
+    def save(self, reference: str, archive: Path, on_bytes: Callable[[int], None]) -> None:
+        """Write the image, its configuration and layers, as the engine's own archive."""
+        with self._connected(f"save {reference}") as client, image_must_exist(reference):
+            _api(client).inspect_image(reference)  # a save names a missing image in other words
+            _write(archive, client.api.get_image(reference), on_bytes)
 
     def layers(self, reference: str) -> tuple[Layer, ...]:
         """Sizes of every layer, lowest first, empty ones left out; reads the whole image once."""
@@ -405,6 +412,26 @@ class DockerEngine:
 
 def _new_name() -> str:
     return f"llama-images-{uuid.uuid4().hex[:12]}"
+
+
+def _write(archive: Path, chunks: Iterable[bytes], on_bytes: Callable[[int], None]) -> None:
+    """Write a file aside and rename it once it is whole; ``on_bytes`` gets the number of bytes so far."""
+    partial = archive.with_name(f"{archive.name}.partial")
+    count = 0
+    try:
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            for chunk in chunks:
+                file.write(chunk)
+                count += len(chunk)
+                on_bytes(count)
+        partial.replace(archive)
+    except OSError as error:
+        if isinstance(error, requests.exceptions.RequestException):
+            raise
+        raise OutsideError(f"{archive} can't be written: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _probe(address: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+import ssl
 from collections.abc import Iterator
 from typing import Final
 
@@ -12,6 +14,16 @@ LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 
 _PATIENCE: Final = 8.0
 """Seconds that a host gets to answer."""
+
+
+def is_loopback(host: str | None) -> bool:
+    """Whether a host is this machine itself."""
+    if host is None or host in LOOPBACK:
+        return host is not None
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
@@ -33,7 +45,7 @@ def reason(error: requests.RequestException) -> str:
     if isinstance(error, requests.Timeout):
         return "no answer in time"
     if isinstance(error, requests.exceptions.SSLError):
-        return "its TLS certificate is not trusted"
+        return _tls_reason(error)
     for cause in causes(error):
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror.lower()
@@ -50,3 +62,19 @@ class Web:
         except requests.RequestException as error:
             return reason(error)
         return None
+
+
+_TLS_REASONS: Final = {
+    9: "its TLS certificate is not valid yet by this machine's clock",
+    10: "its TLS certificate has expired by this machine's clock",
+    62: "its TLS certificate is for another host",
+    64: "its TLS certificate is for another address",
+}
+"""X509_V_ERR_… of OpenSSL."""
+
+
+def _tls_reason(error: requests.exceptions.SSLError) -> str:
+    for cause in causes(error):
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return _TLS_REASONS.get(cause.verify_code, "its TLS certificate is not trusted")
+    return "its TLS certificate is not trusted" if "CERTIFICATE" in str(error).upper() else "no TLS there"

@@ -322,15 +322,27 @@ class PodmanEngine:
             tempfile.TemporaryDirectory(prefix="llama-images-") as folder,
         ):
             archive = Path(folder) / "image.tar"
-            argv = ["save", "--format", "docker-archive", "--output", str(archive), reference]
-            finished = self._podman(argv, timeout=_SAVE_SECONDS)
-            if finished.returncode != 0:
-                raise _no_image(reference) if _is_missing(finished) else _error(f"save {reference}", finished)
+            self.save(reference, archive, lambda _count: None)
             with archive.open("rb") as file:
                 return read_layers(
                     iter(lambda: file.read(1 << 20), b""),
                     lambda count: activity.update(f"{count / 1e6:.0f} MB read"),
                 )
+
+    def save(self, reference: str, archive: Path, on_bytes: Callable[[int], None]) -> None:
+        """Write the image, its configuration and layers, as an archive of Docker's form."""
+        partial = archive.with_name(f"{archive.name}.partial")
+        archive.parent.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)  # podman adds to no archive that is there
+        try:
+            argv = ["save", "--format", "docker-archive", "--output", str(partial), reference]
+            finished = self._podman(argv, timeout=_SAVE_SECONDS)
+            if finished.returncode != 0:
+                raise _no_image(reference) if _is_missing(finished) else _error(f"save {reference}", finished)
+            on_bytes(partial.stat().st_size)
+            partial.replace(archive)
+        finally:
+            partial.unlink(missing_ok=True)
 
     # --- the program ---
 

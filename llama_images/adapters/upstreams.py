@@ -7,23 +7,24 @@ constraints).
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
 import docker.auth
-import requests
 
 from llama_images.adapters.git_mirror import Origin
 from llama_images.adapters.git_program import Git
 from llama_images.adapters.git_revision import remote_commit
-from llama_images.adapters.network import LOOPBACK, reason
-from llama_images.adapters.registry import RegistryClient
+from llama_images.adapters.network import LOOPBACK
+from llama_images.adapters.registry_client import RegistryClient
+from llama_images.adapters.registry_http import Refused
 from llama_images.errors import OutsideError
 from llama_images.pins import PublishedImage, PublishedWheel
 from llama_images.platforms import MACHINES, Platform
@@ -59,7 +60,7 @@ class PublicUpstreams:
         self._environ = environ
         self._python = python
         self._timeout = timeout
-        self._clients: dict[str, TokenRegistryClient] = {}
+        self._clients: dict[str, RegistryClient] = {}
         self._tags: dict[tuple[str, str], tuple[str, ...]] = {}
 
     # --- registries
@@ -69,33 +70,40 @@ class PublicUpstreams:
         address, repository, _ = locate(name)
         key = (address, repository)
         if key not in self._tags:
-            self._tags[key] = self._client(address).tags(repository)
+            with _open_to_everybody(address, repository):
+                tags = self._client(address).tags(repository)
+            if not tags:
+                raise OutsideError(
+                    f"{urlsplit(address).netloc} has no {repository}", hint="check the name in the matrix"
+                )
+            self._tags[key] = tags
         return self._tags[key]
 
     def image(self, name: str) -> PublishedImage:
         """Digest and platforms of the image; of an index where the tag names one."""
         address, repository, tag = locate(name)
         client = self._client(address)
-        manifest = client.manifest(repository, tag)
-        try:
-            if "manifests" in manifest.content:
-                entries = [
-                    entry["platform"] for entry in manifest.content["manifests"] if "platform" in entry
-                ]
-            else:
-                digest = manifest.content["config"]["digest"]
-                entries = [json.loads(client.blob(repository, digest))]
-            platforms = frozenset(f"{entry['os']}/{entry['architecture']}" for entry in entries)
-        except (KeyError, TypeError, ValueError):
-            raise OutsideError(
-                f"what the registry holds as {name} is no image that can be run",
-                hint="check the name in the matrix",
-            ) from None
+        with _open_to_everybody(address, f"{repository}:{tag}"):
+            manifest = client.manifest(repository, tag)
+            try:
+                if manifest.is_index:
+                    entries = [
+                        entry["platform"] for entry in manifest.content["manifests"] if "platform" in entry
+                    ]
+                else:
+                    entries = [json.loads(client.blob(repository, manifest.content["config"]["digest"]))]
+                platforms = frozenset(f"{entry['os']}/{entry['architecture']}" for entry in entries)
+            except (KeyError, TypeError, ValueError):
+                raise OutsideError(
+                    f"what the registry holds as {name} is no image that can be run",
+                    hint="check the name in the matrix",
+                ) from None
         return PublishedImage(name=name, digest=manifest.digest, platforms=platforms)
 
-    def _client(self, address: str) -> TokenRegistryClient:
+    def _client(self, address: str) -> RegistryClient:
         if address not in self._clients:
-            self._clients[address] = TokenRegistryClient(address, timeout=self._timeout)
+            # Without a login: what the matrix names must be there for everybody.
+            self._clients[address] = RegistryClient(address, timeout=self._timeout)
         return self._clients[address]
 
     # --- the package index
@@ -141,6 +149,19 @@ class PublicUpstreams:
         raise OutsideError(f"{repository} has no {ref}", hint="check the source's ref in the matrix")
 
 
+@contextlib.contextmanager
+def _open_to_everybody(address: str, what: str) -> Iterator[None]:
+    try:
+        yield
+    except Refused as error:
+        if error.status not in (401, 403):
+            raise
+        raise OutsideError(
+            f"{urlsplit(address).netloc} does not show {what} to everybody",
+            hint="log in, pull it, and write the digest that `docker image inspect` shows into the matrix",
+        ) from None
+
+
 def locate(name: str) -> tuple[str, str, str]:
     """Address of the registry, repository and tag of an image's name, as the engines read it.
 
@@ -153,99 +174,6 @@ def locate(name: str) -> tuple[str, str, str]:
         repository = repository if "/" in repository else f"library/{repository}"
     scheme = "http" if urlsplit(f"//{host}").hostname in LOOPBACK else "https"
     return f"{scheme}://{host}", repository, tag
-
-
-class TokenRegistryClient(RegistryClient):
-    """A registry that may want a token first, which it gives to anybody.
-
-    Fetched as the distribution specification's token authentication says, from the address that the registry
-    names, and kept until it is refused.
-    """
-
-    def __init__(self, base_url: str, *, timeout: float = 30.0) -> None:
-        super().__init__(base_url, timeout=timeout)
-        self._token: str | None = None
-
-    def _ask(self, path: str, what: str, *, accept: str = "*/*", stream: bool = False) -> requests.Response:
-        headers = {"Accept": accept}
-        answer = self._send(f"{self._base}{path}", headers, stream=stream)
-        if answer.status_code == 401:
-            self._token = self._new_token(answer, what)
-            answer = self._send(f"{self._base}{path}", headers, stream=stream)
-        if answer.status_code == 404:
-            raise OutsideError(f"{self._name} has no {what}", hint="check the name and the tag in the matrix")
-        if answer.status_code == 429:
-            raise OutsideError(
-                f"{self._name} answers no more questions about {what} for now (429)", hint="try again later"
-            )
-        if answer.status_code in (401, 403):
-            raise self._wants_login(what)
-        if answer.status_code != 200:
-            raise OutsideError(
-                f"{self._name} answered {answer.status_code} {answer.reason} for {what}",
-                hint="try again later",
-            )
-        return answer
-
-    def _send(
-        self,
-        url: str,
-        headers: Mapping[str, str],
-        parameters: Mapping[str, str] | None = None,
-        *,
-        stream: bool = False,
-    ) -> requests.Response:
-        token = {"Authorization": f"Bearer {self._token}"} if self._token else {}
-        try:
-            with requests.Session() as session:
-                if urlsplit(url).hostname in LOOPBACK:
-                    session.trust_env = False  # a proxy can't reach this machine's loopback
-                # requests takes the token off again where it is redirected to another host.
-                return session.get(
-                    url,
-                    headers={**headers, **token},
-                    params=parameters,
-                    timeout=self._timeout,
-                    stream=stream,
-                )
-        except requests.RequestException as error:
-            host = urlsplit(url).netloc
-            raise OutsideError(
-                f"the registry {host} can't be reached: {reason(error)}",
-                hint="check the network and the proxy, or leave the images out: --only wheels --only source",
-            ) from None
-
-    def _new_token(self, refusal: requests.Response, what: str) -> str:
-        self._token = None
-        challenge = parse_challenge(refusal.headers.get("WWW-Authenticate", ""))
-        realm = urlsplit(challenge.get("realm", ""))
-        # The realm comes from the network: it may name no other kind of address, and no less safe one.
-        if not realm.hostname or realm.scheme not in ("https", urlsplit(self._base).scheme):
-            raise self._wants_login(what)
-        parameters: dict[str, str] = {key: challenge[key] for key in ("service", "scope") if key in challenge}
-        answer = self._send(realm.geturl(), {"Accept": "application/json"}, parameters)
-        try:
-            content = answer.json() if answer.status_code == 200 else {}
-            token = content.get("token") or content.get("access_token")
-        except (ValueError, AttributeError):
-            token = None
-        if not isinstance(token, str) or not re.fullmatch(r"[!-~]+", token):
-            raise self._wants_login(what)
-        return token
-
-    def _wants_login(self, what: str) -> OutsideError:
-        return OutsideError(
-            f"{self._name} does not show {what} to everybody",
-            hint="log in, pull it, and write the digest that `docker image inspect` shows into the matrix",
-        )
-
-
-def parse_challenge(header: str) -> dict[str, str]:
-    """Parameters of a ``Bearer`` challenge (RFC 6750); empty for any other."""
-    scheme, _, rest = header.strip().partition(" ")
-    if scheme.lower() != "bearer":
-        return {}
-    return {key.lower(): value for key, value in re.findall(r'([A-Za-z_]+)="([^"]*)"', rest)}
 
 
 def _for(platform: Platform) -> list[str]:

@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
+from llama_images.build_record import BuildRecord, input_digest
 from llama_images.buildlog import BuildSummary
 from llama_images.errors import OutsideError
 from llama_images.matrix import Base
-from llama_images.plan import Plan, input_digest, source_subject
+from llama_images.oci import is_digest
+from llama_images.plan import Plan, source_subject
 from llama_images.ports import BuildRequest, CheckedOut, Engine, ImageInfo
 from llama_images.render import (
-    LABEL_PREFIX,
+    INPUTS_LABEL,
     base_reference,
     bootstrap_argv,
     series_of,
@@ -26,10 +30,7 @@ from llama_images.render import (
 )
 from llama_images.selection import Target, local_reference
 from llama_images.words import last_line
-from llama_images.workflows.workshop import Workshop
-
-INPUTS_LABEL = f"{LABEL_PREFIX}.inputs"
-"""Label with the digest of everything that went into an image; how a finished target is recognised."""
+from llama_images.workflows.workshop import Workshop, write_or_remove
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,23 +185,25 @@ def _build(
     reference = local_reference(target)
     dockerfile = files[f"images/{target.id}/Dockerfile"]
     common = _common_files(shop, files)
-    digest = input_digest(
-        {
-            "dockerfile": dockerfile,
-            "common": {name: hashlib.sha256(data).hexdigest() for name, (data, _mode) in common.items()},
-            "source": tree.patched_tree,
-            "paths": list(target.source.paths),
-            "base": None if base is None else base.layers,
-            "platform": platform,
-        }
-    )
+    parts = {
+        "dockerfile": dockerfile,
+        "common": {name: hashlib.sha256(data).hexdigest() for name, (data, _mode) in common.items()},
+        "source": tree.patched_tree,
+        "paths": list(target.source.paths),
+        "base": None if base is None else list(base.layers),
+        "platform": platform,
+    }
+    digest = input_digest(parts)
     image = engine.image(reference)
     if image is not None and image.labels.get(INPUTS_LABEL) == digest and not rebuild:
+        if find_record(shop, image) is None:
+            _keep_record(shop, engine, parts)
         shop.reporter.line(f"{target.id}: up to date, {reference} was made from these very inputs")
         return Built(
             target=target, reference=reference, status="up to date", image=image, summary=None, log=None
         )
     log = shop.log_path(f"build-{target.id}")
+    started = _now()
     with _context_folder(shop, target.id) as context:
         _stage_context(context, tree.path, source_folder(target.source, target.flavor), dockerfile, common)
         with shop.reporter.activity(target.id) as activity:
@@ -218,6 +221,7 @@ def _build(
                 ),
                 activity.update,
             )
+    _keep_record(shop, engine, parts, started=started, finished=_now())
     return Built(
         target=target,
         reference=reference,
@@ -226,6 +230,39 @@ def _build(
         summary=summary,
         log=log,
     )
+
+
+def find_record(shop: Workshop, image: ImageInfo) -> BuildRecord | None:
+    """What is known of the build of an image; None where the cache does not have it (any more)."""
+    digest = image.labels.get(INPUTS_LABEL, "")
+    path = _record_path(shop, digest)
+    if not is_digest(digest) or not path.is_file():
+        return None
+    record = BuildRecord.parse(path.read_bytes())
+    return record if record is not None and record.inputs == digest else None
+
+
+def _keep_record(
+    shop: Workshop,
+    engine: Engine,
+    parts: Mapping[str, object],
+    *,
+    started: str | None = None,
+    finished: str | None = None,
+) -> None:
+    info = engine.info()
+    record = BuildRecord(
+        parts=parts, engine=f"{info.name} {info.version}", started=started, finished=finished
+    )
+    write_or_remove(_record_path(shop, record.inputs), json.dumps(record.as_json(), indent=2))
+
+
+def _record_path(shop: Workshop, digest: str) -> Path:
+    return shop.cache / "builds" / f"{digest.removeprefix('sha256:')}.json"
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 @contextmanager

@@ -9,6 +9,11 @@ from llama_images.workflows.workshop import Workshop
 
 CODE = ("llama_images", "tests", "tasks.py")
 
+_OPTIONAL = {"hadolint": ("images/*/Dockerfile",), "zizmor": (".github/workflows/*.yml",)}
+"""Programs that look at rendered files, where they are installed, and the files."""
+
+_OPTIONS = {"hadolint": (), "zizmor": ("--offline", "--no-progress")}
+
 
 def run_checks(shop: Workshop, tools: Path, *, fix: bool = False) -> list[str]:
     """Run every check, whatever the earlier ones said, and return the names of those that failed.
@@ -35,5 +40,14 @@ def run_checks(shop: Workshop, tools: Path, *, fix: bool = False) -> list[str]:
     if stale := list(drifted_paths(rendered, shop.present(rendered))):
         shop.reporter.line(drift(rendered, shop.present(rendered)))
         failed.append(f"rendered files ({', '.join(stale[:3])})")
+    for name, files in _OPTIONAL.items():
+        found = shop.programs.find(name)
+        if found:
+            paths = sorted(
+                str(path.relative_to(shop.root)) for glob in files for path in shop.root.glob(glob)
+            )
+            step(name, str(found[0]), *_OPTIONS[name], *paths)
+        else:
+            shop.reporter.line(f"--- {name}\nleft out: {name} is not installed")
     step("tests", "python", "-m", "pytest")
     return failed

@@ -14,7 +14,7 @@ from typing import Final
 from llama_images.capabilities import driver_is_enough, runs_on
 from llama_images.cases import PLENTY, Case, WithinThresholds, chosen, cpu_cases, gpu_cases
 from llama_images.errors import TimedOut
-from llama_images.evidence import BAD, TOO_FEW_GPUS, CaseRecord, Evidence, Status
+from llama_images.evidence import BAD, PAST_DEADLINE, TOO_FEW_GPUS, CaseRecord, Evidence, Status
 from llama_images.judging import Judgement, Outcome, Surroundings, judge_case
 from llama_images.ports import Gpu, GpuMemory, Gpus, ProgramRun
 from llama_images.runs import RunUnreadable, parse_run
@@ -214,7 +214,7 @@ class _Suite:
     def why_not(self, case: Case) -> str | None:
         """Why the case is skipped; None where it can be run."""
         if self.options.end is not None and self.clock() >= self.options.end:
-            return "the deadline has passed"
+            return PAST_DEADLINE
         if case.gpus and self.unfit:
             return "the image does not run on these GPUs"
         if case.in_container and not self.subject.in_container:

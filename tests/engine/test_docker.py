@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -697,3 +698,15 @@ def test_push_without_a_registry(docker_engine: DockerEngine, docker_base: str) 
     finally:
         docker_engine.remove_tag(name)
     assert caught.value.hint == "Is the registry up, and its name right?"
+
+
+def test_save(docker_engine: DockerEngine, docker_base: str, tmp_path: Path) -> None:
+    archive, sizes = tmp_path / "new" / "image.tar", list[int]()
+    docker_engine.save(docker_base, archive, sizes.append)
+    with tarfile.open(archive) as tar:
+        saved = json.load(tar.extractfile("manifest.json"))  # type: ignore[arg-type]
+    assert saved[0]["RepoTags"] == [docker_base]
+    assert sizes[-1] == archive.stat().st_size
+    assert list(archive.parent.iterdir()) == [archive]
+    with pytest.raises(OutsideError, match="the engine has no image no-such:1"):
+        docker_engine.save("no-such:1", archive, sizes.append)

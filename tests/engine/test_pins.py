@@ -23,8 +23,9 @@ import requests
 
 from llama_images.adapters.docker import DockerEngine
 from llama_images.adapters.process import SystemPrograms
-from llama_images.adapters.registry import LocalRegistry, RegistryClient
-from llama_images.adapters.upstreams import PublicUpstreams, TokenRegistryClient
+from llama_images.adapters.registry import LocalRegistry
+from llama_images.adapters.registry_client import RegistryClient
+from llama_images.adapters.upstreams import PublicUpstreams
 from llama_images.errors import OutsideError
 from llama_images.matrix import load_matrix, parse_matrix
 from llama_images.pins import placed_wheels
@@ -247,10 +248,12 @@ def test_an_anonymous_token_is_fetched_once_and_renewed(
     "challenge",
     ['Basic realm="x"', "", 'Bearer realm="file:///etc/passwd"', 'Bearer realm="{address}/none"', "Bearer"],
 )
-def test_a_registry_that_gives_no_token(pushed: str, gate: Gate, challenge: str) -> None:
+def test_a_registry_that_gives_no_token(
+    pushed: str, gate: Gate, challenge: str, upstreams: PublicUpstreams
+) -> None:
     address, handler = gate(challenge)
     with pytest.raises(OutsideError, match="does not show team/cuda:single to everybody"):
-        TokenRegistryClient(address).manifest("team/cuda", "single")
+        upstreams.image(f"{urlsplit(address).netloc}/team/cuda:single")
     assert handler.asked == []
 
 

@@ -19,7 +19,8 @@ import pytest
 from docker.models.images import Image
 
 from llama_images.adapters.process import SystemPrograms
-from llama_images.adapters.registry import PROGRAM, LocalRegistry, RegistryClient
+from llama_images.adapters.registry import PROGRAM, LocalRegistry
+from llama_images.adapters.registry_client import RegistryClient
 from llama_images.errors import OutsideError
 from llama_images.ports import HeldImage
 
@@ -230,7 +231,9 @@ def serving(answers: Mapping[str, tuple[int, Mapping[str, str], bytes]]) -> Iter
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            yield RegistryClient(f"http://127.0.0.1:{server.server_port}/", timeout=5)
+            yield RegistryClient(
+                f"http://127.0.0.1:{server.server_port}/", timeout=5, sleep=lambda _seconds: None
+            )
         finally:
             server.shutdown()
             thread.join()

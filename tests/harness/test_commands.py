@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import IO
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -106,7 +108,7 @@ def checkout(tmp_path: Path) -> Path:
         "README.md",
     ):
         shutil.copy(ROOT / name, copy)
-    for name in ("llama_images", "templates", "images", "patches"):
+    for name in ("llama_images", "templates", "images", "patches", ".github"):
         shutil.copytree(ROOT / name, copy / name, ignore=shutil.ignore_patterns("__pycache__", "src"))
     return copy
 
@@ -341,3 +343,44 @@ def test_what_is_no_number_is_wrong_use(tmp_path: Path, words: tuple[str, ...], 
     for value in ("abc", "0", "1.5", "-1"):
         done = invoke(tmp_path, *words, f"{option}={value}")
         assert_refused(done, 2, error=f"{option} {value}: not a number", hint="a whole number from 1 to 9999")
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "hint"),
+    [
+        (["publish", "--arch", "cpu"], "no --registry given", "ghcr.io/me/llama-diffusion"),
+        (["publish", "--arch", "cpu", "--registry", "me/x"], "'me/x' names no registry", "HOST/NAMESPACE"),
+        (["publish", "--arch", "cpu", "--registry", "r.example/x"], "no key was given", "openssl genpkey"),
+        (["verify", "me/x:latest"], "'me/x' names no registry", "HOST/NAMESPACE"),
+        (["publish", "--arch", "999", "--registry", "r.example/x"], "no such architecture", "portable"),
+        (["scan"], "no --arch given", "invoke matrix"),
+        (["scan", "--arch", "999"], "no such architecture", "portable"),
+        (["verify", "r.example/x:sm120"], "no key was given", "the publisher's public key"),
+        (["verify", "r.example/x@sha256:12"], "what follows @ is no digest", "64 lower-case"),
+        (["registry.prune"], "no --registry given", "HOST/NAMESPACE"),
+        (["plan", "--arch", "cpu", "--platform", "linux/s390x"], "there is no such platform", "linux/amd64"),
+    ],
+)
+def test_publishing_refuses_what_can_not_be_meant(
+    tmp_path: Path, words: list[str], error: str, hint: str
+) -> None:
+    # No engine can mend it, so none is asked: the one that is named here is not there.
+    nowhere = f"unix://{tmp_path}/none.sock"
+    done = invoke(tmp_path, *words, LLAMA_IMAGES_KEY="", DOCKER_HOST=nowhere)
+    assert_refused(done, 2, error=error, hint=hint)
+
+
+def test_a_registry_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
+    key = tmp_path / "key.pem"
+    key.write_bytes(
+        Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    )
+    for words in (
+        ["verify", "127.0.0.1:1/x:cpu", "--key", str(key)],
+        ["registry.prune", "--registry", "127.0.0.1:1/x"],
+    ):
+        done = invoke(tmp_path, *words)
+        assert done.returncode == 3, done.stderr
+        errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+        assert errors == ["error: the registry 127.0.0.1:1 can't be reached: connection refused"]
+        assert "Traceback" not in done.stderr

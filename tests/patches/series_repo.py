@@ -94,6 +94,7 @@ class Upstream:
             "ref": "main",
             "commit": self.pin,
             "tree": git(self.path, "rev-parse", f"{self.pin}^{{tree}}"),
+            "version": "0.1.0",
             "build_number": 2,
             "date": DATE,
             "paths": PATHS,

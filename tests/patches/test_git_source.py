@@ -87,6 +87,7 @@ class Upstream:
             "ref": "main",
             "commit": self.commit,
             "tree": self.tree,
+            "version": "0.1.0",
             "build_number": 2,
             "date": DATE,
             "paths": PATHS,

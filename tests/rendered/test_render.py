@@ -6,14 +6,18 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tasks
 from llama_images.errors import UsageError
 from llama_images.patch_series import make_series
 from llama_images.render import (
+    WORKFLOW,
     Inputs,
     bake,
     context_commands,
@@ -26,7 +30,7 @@ from llama_images.render import (
     safe,
     series_of,
 )
-from llama_images.selection import all_targets, make_target
+from llama_images.selection import all_targets, make_target, select
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -242,3 +246,62 @@ def test_rendering_owns_nothing_that_it_does_not_make(files: dict[str, str]) -> 
             assert name in files
     assert not is_rendered_path("images/common/cpu-variants.cmake")
     assert not is_rendered_path("images/common/stage")
+
+
+# --- the workflow ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def jobs(files: dict[str, str]) -> dict[str, Any]:
+    document = yaml.safe_load(files[WORKFLOW])
+    assert document["permissions"] == {}
+    assert list(document[True]) == ["workflow_dispatch"], "only people who may write can start it"
+    result: dict[str, Any] = document["jobs"]
+    return result
+
+
+def test_each_job_may_do_what_it_needs_and_no_more(jobs: dict[str, Any]) -> None:
+    assert {name: job["permissions"] for name, job in jobs.items()} == {
+        "plan": {"contents": "read"},
+        "build": {"contents": "read", "packages": "write"},
+        "publish": {"contents": "read", "packages": "write"},
+    }
+    for job in jobs.values():
+        for step in job["steps"]:
+            if step.get("uses", "").startswith("actions/checkout@"):
+                assert step["with"] == {"persist-credentials": False}
+
+
+def test_actions_are_pinned_by_commit_and_say_their_release(files: dict[str, str]) -> None:
+    uses = re.findall(r"uses: (.*)", files[WORKFLOW])
+    assert len(uses) >= 8
+    for one in uses:
+        assert re.fullmatch(r"[a-z-]+/[a-z-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", one), one
+
+
+def test_no_script_has_an_expression_in_it(jobs: dict[str, Any]) -> None:
+    """What a person types goes through the environment: a shell must not read it as its own words."""
+    scripts = [step["run"] for job in jobs.values() for step in job["steps"] if "run" in step]
+    assert len(scripts) >= 6
+    assert [text for text in scripts if "${{" in text] == []
+
+
+def test_the_key_is_shown_to_one_step(files: dict[str, str], jobs: dict[str, Any]) -> None:
+    holders = [step.get("name") for job in jobs.values() for step in job["steps"] if "secrets." in str(step)]
+    assert holders == ["Publish and verify"]
+    assert jobs["publish"]["environment"] == "publish"
+
+
+def test_the_workflow_offers_what_the_default_base_makes(inputs: Inputs, files: dict[str, str]) -> None:
+    document = yaml.safe_load(files[WORKFLOW])
+    offered = document[True]["workflow_dispatch"]["inputs"]["arch"]["options"]
+    assert {"cpu", "120", "portable", "blackwell", "all"} <= set(offered)
+    assert not {"70", "volta", "native"} & set(offered)
+    for word in offered:
+        select(inputs.matrix, [word], native=tuple)
+
+
+def test_the_workflow_calls_commands_that_exist(files: dict[str, str]) -> None:
+    called = set(re.findall(r"invoke ([a-z.]+)", files[WORKFLOW])) - {"render"}
+    assert {"plan", "build", "test", "publish", "verify"} <= called
+    assert called <= set(tasks.ns.task_names)

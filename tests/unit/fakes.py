@@ -134,6 +134,9 @@ class FakeEngine:
     push_error: BaseException | None = None
     pushed: list[tuple[str, str]] = field(default_factory=list)
     """Reference and the image's identifier."""
+    archives: dict[str, bytes] = field(default_factory=dict)
+    """What a save of a reference gives."""
+    saves: list[str] = field(default_factory=list)
 
     @property
     def built(self) -> list[str]:
@@ -203,6 +206,11 @@ class FakeEngine:
 
     def export_root(self, reference: str, archive: Path) -> None:
         tarfile.open(archive, "w").close()
+
+    def save(self, reference: str, archive: Path, on_bytes: Callable[[int], None]) -> None:
+        self.saves.append(reference)
+        archive.write_bytes(self.archives[reference])
+        on_bytes(archive.stat().st_size)
 
     def layers(self, reference: str) -> tuple[Layer, ...]:
         return ()

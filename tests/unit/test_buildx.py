@@ -13,11 +13,12 @@ from llama_images.adapters.buildx import (
     Builder,
     build_arguments,
     choose_builder,
+    extra_arguments,
     needed_images,
     parse_builder,
     served,
 )
-from llama_images.errors import OutsideError
+from llama_images.errors import OutsideError, UsageError
 from llama_images.ports import BuildRequest, Finished
 from tests.unit.fakes import FakeReporter
 
@@ -185,3 +186,13 @@ def test_the_engine_builds_for_another_platform_where_it_is_asked_to() -> None:
         ENGINE, request(platform="linux/arm64"), engine_platform="linux/amd64", layouts={}
     )
     assert words[-3:] == ["--platform", "linux/arm64", "context"]
+
+
+def test_the_environment_adds_options() -> None:
+    extra = extra_arguments({"LLAMA_IMAGES_BUILDX_ARGS": "--cache-from 'type=registry,ref=r.example/x'"})
+    assert extra == ["--cache-from", "type=registry,ref=r.example/x"]
+    words = build_arguments(MINE, request(), engine_platform="linux/amd64", layouts={}, extra=extra)
+    assert words[-3:] == [*extra, "context"]
+    assert extra_arguments({}) == []
+    with pytest.raises(UsageError, match="LLAMA_IMAGES_BUILDX_ARGS can't be split"):
+        extra_arguments({"LLAMA_IMAGES_BUILDX_ARGS": "'"})

@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 
 from llama_images.elf import ElfDamaged, read_elf
 from llama_images.errors import UsageError
-from llama_images.imageroot import Finding, RootExpectation, check_root, read_root
+from llama_images.imageroot import (
+    Finding,
+    LayerContents,
+    LeakSearch,
+    RootExpectation,
+    check_root,
+    judge_configuration,
+    judge_layers,
+    read_root,
+)
 
 X86, ARM = 62, 183
 
@@ -220,6 +229,8 @@ KEY = "-----BEGIN PRIVATE KEY-----\nMIIEvQIBADANBgkqhkiG9w0BAQEFAASC\n-----END P
         ("no secrets", "config.json", put("root/.docker/config.json", Node("{}"))),
         ("no secrets", "/run/secrets/ca", put("run/secrets/ca", Node("x"))),
         ("no secrets", "private key", put("usr/share/notes.txt", Node(KEY))),
+        ("no secrets", "holds a GitHub token", put("app/notes.txt", Node("x " + "ghp_" + "a" * 36))),
+        ("no secrets", "address with a password", put("etc/x.conf", Node("get https://me:secret@h/"))),
         ("no proxy settings", "/etc/environment", put("etc/environment", Node("https_proxy=http://p:3128\n"))),
         (
             "no proxy settings",
@@ -402,3 +413,78 @@ def test_damaged_elf_files_raise_nothing_else(data: st.DataObject) -> None:
     except ElfDamaged:
         return
     assert found is not None
+
+
+TOKENS = {
+    "a GitHub token": b"github_pat_" + b"a1" * 35,
+    "a GitLab token": b"glpat-" + b"a1-_" * 5,
+    "a Hugging Face token": b"hf_" + b"Ab" * 17,
+    "a PyPI token": b"pypi-AgEI" + b"aB1_" * 20,
+    "a Slack token": b"xoxb-1234567890-abcdefghij",
+    "an AWS access key": b"AKIA" + b"A1" * 8,
+    "a Docker Hub token": b"dckr_pat_" + b"a1_-" * 6,
+    "a private key": KEY.encode(),
+}
+
+
+@pytest.mark.parametrize("kind", TOKENS)
+def test_every_kind_of_secret_is_found_wherever_chunks_end(kind: str) -> None:
+    data = b"\x00 x=" + TOKENS[kind] + b"\n" + bytes(600)
+    for cut in range(len(TOKENS[kind]) + 8):
+        search = LeakSearch()
+        search.feed(data[:cut])
+        search.feed(data[cut:])
+        assert search.found == (kind,)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"ghp_short",
+        b"AKIAshort",
+        b"hf_" + b"a" * 33,
+        b"-----BEGIN PUBLIC KEY-----",
+        b"",
+        bytes(range(256)) * 40,
+    ],
+)
+def test_what_only_looks_like_a_secret_is_none(data: bytes) -> None:
+    search = LeakSearch()
+    search.feed(data)
+    assert search.found == ()
+
+
+def layer_of(
+    tmp_path: Path, change: Callable[[dict[str, Node]], None], leaks: tuple[str, ...] = ()
+) -> LayerContents:
+    nodes = image()
+    change(nodes)
+    return LayerContents(digest="sha256:" + "1" * 64, root=read_root(write(tmp_path, nodes)), leaks=leaks)
+
+
+def test_a_layer_is_searched_by_itself(tmp_path: Path) -> None:
+    good = layer_of(tmp_path, lambda _nodes: None)
+    bad = layer_of(tmp_path, put("root/.netrc", Node("machine x")))
+    found = judge_layers([good, bad, replace(good, leaks=("a GitHub token",))])
+    assert [finding.passed for finding in found] == [True, False, False]
+    assert found[1].name == "nothing secret in layer 2, 111111111111"
+    assert found[1].detail == "/root/.netrc"
+    assert found[2].detail == "it holds a GitHub token"
+
+
+@pytest.mark.parametrize(
+    ("configuration", "words"),
+    [
+        (b'{"config": {"Env": ["PATH=/app"]}, "history": [{"created_by": "COPY"}]}', ""),
+        (b'{"config": {"Env": ["T=' + TOKENS["a GitHub token"] + b'"]}}', "it holds a GitHub token"),
+        (
+            b'{"history": [{"created_by": "RUN https_proxy=http://me:secret@p:1 x"}]}',
+            "an address with a password",
+        ),
+    ],
+)
+def test_a_configuration_is_searched_too(configuration: bytes, words: str) -> None:
+    finding = judge_configuration(configuration)
+    assert finding.passed == (not words)
+    assert words in finding.detail
+    assert "secret@" not in finding.detail

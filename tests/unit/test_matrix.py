@@ -51,6 +51,7 @@ def test_values_are_what_the_file_says(matrix: Matrix) -> None:
     source = matrix.sources["pr24423"]
     assert source.commit == "10a2613aa0b2686f7d0608520c4f0ea05219df03"
     assert source.date == datetime(2026, 6, 11, 16, 49, 3, tzinfo=UTC)
+    assert source.version == "1.2.3"
     assert source.build_number == 9600
     assert source.paths[-1] == "tools/CMakeLists.txt"
     toolkit = matrix.toolkits["cuda-13.0"]

@@ -389,6 +389,9 @@ BROKEN = [
         "hardware[0] already",
     ),
     # The source.
+    b("version in two parts", "version: 1.2.3", "version: 1.2", "1.2", SOURCE + "version", "the number 1.2"),
+    b("version with a v", "1.2.3", "v1.2.3", "v1.2.3", SOURCE + "version", "three numbers, such as 0.1.0"),
+    b("version with a zero", "1.2.3", "1.02.3", "1.02.3", SOURCE + "version", "three numbers"),
     b("short commit", COMMIT, "10a2613aa", "10a2613aa", SOURCE + "commit", "9 digits", "40 lower-case"),
     b("upper-case commit", COMMIT, COMMIT.upper(), "10A26", SOURCE + "commit", "lower-case"),
     b("numeric commit", COMMIT, "1" * 40, "1111", SOURCE + "commit", "the number 111", "quote it"),

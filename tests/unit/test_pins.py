@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llama_images.adapters.reporter import ConsoleReporter
-from llama_images.adapters.upstreams import listed_versions, locate, parse_challenge, reported_wheel
+from llama_images.adapters.upstreams import listed_versions, locate, reported_wheel
 from llama_images.errors import OutsideError, UsageError
 from llama_images.located_yaml import KeyPath, Mistakes, read_yaml
 from llama_images.matrix import Matrix, Platform, parse_matrix
@@ -305,17 +305,6 @@ def test_a_name_without_a_host_lies_on_the_default_registry(name: str, repositor
 )
 def test_a_name_with_a_host(name: str, expected: tuple[str, str, str]) -> None:
     assert locate(name) == expected
-
-
-def test_challenges() -> None:
-    header = 'Bearer realm="https://auth.example/token",service="r.example",scope="repository:a/b:pull,push"'
-    assert parse_challenge(header) == {
-        "realm": "https://auth.example/token",
-        "service": "r.example",
-        "scope": "repository:a/b:pull,push",
-    }
-    assert parse_challenge('Basic realm="x"') == {}
-    assert parse_challenge("") == {}
 
 
 def test_what_pip_prints() -> None:

@@ -10,7 +10,7 @@ import pytest
 from llama_images.errors import UsageError
 from llama_images.matrix import Matrix, load_matrix
 from llama_images.patch_series import PatchSeries, make_series
-from llama_images.plan import Plan, choose, choose_platform, input_digest, make_plan
+from llama_images.plan import Plan, choose, choose_platform, make_plan
 from llama_images.platforms import platform_of
 from llama_images.selection import make_target
 
@@ -134,12 +134,6 @@ def test_json_is_plain_and_names_each_build(matrix: Matrix, series: dict[str, Pa
         ("120", "llama-diffusion:sm120", "cuda-13.0"),
     ]
     assert builds[1]["labels"]["io.github.llama-images.architectures"] == "sm_120a"
-
-
-def test_input_digest_depends_on_every_part_and_not_on_their_order() -> None:
-    one = input_digest({"a": "1", "b": ["x"]})
-    assert one == input_digest({"b": ["x"], "a": "1"})
-    assert len({one, input_digest({"a": "2", "b": ["x"]}), input_digest({"a": "1", "b": ["y"]})}) == 3
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import pytest
 
 from llama_images.errors import OutsideError
 from llama_images.plan import choose, make_plan
-from llama_images.render import base_reference
-from llama_images.workflows.build import INPUTS_LABEL, Built, build_all
+from llama_images.render import INPUTS_LABEL, base_reference
+from llama_images.workflows.build import Built, build_all, find_record
 from tests.unit.fakes import PLATFORM, House
 
 CPU, SM89, SM120 = (f"llama-diffusion:{name}" for name in ("cpu", "sm89", "sm120"))
@@ -59,6 +59,45 @@ def test_a_target_is_built_from_the_rendered_file_the_scripts_and_the_patched_tr
     assert image.request.local_images == (base_of(house),)
     assert base.request.local_images == ()
     assert house.contexts() == []
+
+
+def test_what_went_into_a_build_is_kept_beside_it(house: House) -> None:
+    (built,) = build(house, "cpu")
+    record = find_record(house.shop(), built.image)
+    assert record is not None
+    assert record.inputs == built.image.labels[INPUTS_LABEL]
+    assert record.parts["source"] == "patched 1"
+    assert record.parts["dockerfile"] == house.shop().rendered()["images/cpu/Dockerfile"]
+    assert record.parts["common"].keys() >= {"compile", "stage"}
+    assert record.engine == "docker 1"
+    assert record.started is not None
+    assert record.finished is not None
+    assert record.started <= record.finished
+
+
+@pytest.mark.parametrize("damage", ["gone", "cut", "another's"])
+def test_a_record_that_is_lost_is_made_again_without_times(house: House, damage: str) -> None:
+    (built,) = build(house, "cpu")
+    (path,) = (house.cache / "builds").iterdir()
+    if damage == "gone":
+        path.unlink()
+    else:
+        path.write_text(
+            path.read_text()[:100] if damage == "cut" else path.read_text().replace("patched 1", "2")
+        )
+    assert find_record(house.shop(), built.image) is None
+    (again,) = build(house, "cpu")
+    assert again.status == "up to date"
+    record = find_record(house.shop(), again.image)
+    assert record is not None
+    assert (record.started, record.finished) == (None, None)
+
+
+def test_a_failed_build_leaves_no_record(house: House) -> None:
+    house.engine.failures[CPU] = OutsideError("no room")
+    with pytest.raises(OutsideError, match="no room"):
+        build(house, "cpu")
+    assert not (house.cache / "builds").exists()
 
 
 def test_base_and_image_of_another_platform_are_made_for_that_one(house: House) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import statistics
 from collections.abc import Sequence
 
 from gpu_proof.correctness import DEVICES
@@ -157,16 +156,17 @@ class _Timed:
                 turn = Turn(
                     name=f"cpu-{binary}",
                     binary=binary,
-                    options=("-p", "hello", "-n", "64", "-t", "16", "--diffusion-eb-confidence", "0"),
+                    options=("-p", "hello", "-n", "192", "-t", "4", "--diffusion-eb-confidence", "0"),
                     gpus="",
                     steps=48,
                     model="tiny.gguf",
                     gpu_layers=0,
                 )
-                self._cpu[binary] += self._time(turn, number).ms_per_step[:1]
+                self._cpu[binary] += self._time(turn, number).ms_per_step
         self._report.note(f"cpu, tiny: {self._cpu}")
         self._keep()
-        patched, stock = (statistics.median(times) if times else None for times in self._cpu.values())
+        # The least disturbed block of each: other work on the machine moves a median by more than the limit.
+        patched, stock = (min(times, default=None) for times in self._cpu.values())
         self._report.verdict(
             "speed-cpu-vs-stock", *judge_ratio(patched, stock, limit=CPU_LIMIT, at_most=True)
         )

@@ -1,0 +1,127 @@
+"""What publishing means: which index a tag gets, and which tags move. Pure.
+
+Everything is decided by what the registry holds already, so that a second call goes on where the first one
+stopped, and that nothing which was published under a fixed tag becomes something else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Final
+
+from llama_images import oci
+from llama_images.errors import CheckFailed
+from llama_images.oci import Descriptor, Manifest
+from llama_images.patch_series import PatchSeries
+from llama_images.ports import PackedImage
+from llama_images.render import LABEL_PREFIX, labels
+from llama_images.selection import Target
+
+VERSION: Final = "org.opencontainers.image.version"
+TESTED: Final = f"{LABEL_PREFIX}.tested"
+"""Annotation of an index, and of each image in it: the tier of the tests that it has passed, or "no"."""
+
+UNTESTED: Final = "no"
+
+
+def annotations_of(target: Target, series: PatchSeries | None) -> dict[str, str]:
+    """The annotations of an image's manifest: its labels of OCI's own, and the version it is published as."""
+    own = {key: text for key, text in labels(target, series).items() if key.startswith("org.opencontainers.")}
+    return own | {VERSION: target.source.version, f"{LABEL_PREFIX}.target": target.id}
+
+
+def image_of(packed: PackedImage, target: Target, series: PatchSeries | None) -> Manifest:
+    """The manifest of one platform's image."""
+    config = Descriptor.of(packed.configuration, oci.CONFIG)
+    return oci.image_manifest(config, packed.layers, annotations_of(target, series))
+
+
+def joined(
+    held: Manifest | None,
+    image: Manifest,
+    platform: str,
+    *,
+    tested: str,
+    target: Target,
+    series: PatchSeries | None,
+    tag: str,
+) -> Manifest:
+    """The index that a fixed tag gets: what it has, and this image.
+
+    ``held`` is what the registry has under the tag. An index may gain a platform, and an image in it may turn
+    out to be tested. Raises CheckFailed where the tag already means another image of this platform.
+    """
+    entries = {} if held is None else _platforms(held, tag)
+    before = entries.get(platform)
+    if before is not None and before.digest != image.digest:
+        raise CheckFailed(
+            f"the tag {tag} means another image for {platform}, {before.digest[:19]}…; this one is "
+            f"{image.digest[:19]}…",
+            hint=f"a fixed tag never changes: raise the version of {target.source.name} in matrix.yaml",
+        )
+    if tested == UNTESTED and before is not None:
+        tested = before.annotations.get(TESTED, UNTESTED)
+    entries[platform] = replace(image.descriptor, platform=platform, annotations={TESTED: tested})
+    marks = {entry.annotations.get(TESTED, UNTESTED) for entry in entries.values()}
+    whole = UNTESTED if UNTESTED in marks else ", ".join(sorted(marks))
+    return oci.index(entries.values(), annotations_of(target, series) | {TESTED: whole})
+
+
+def _platforms(held: Manifest, tag: str) -> dict[str, Descriptor]:
+    try:
+        entries = held.entries
+    except oci.NotOci:
+        entries = ()
+    found = {entry.platform: entry for entry in entries if entry.platform is not None}
+    if not found or len(found) != len(entries):
+        raise CheckFailed(
+            f"the tag {tag} means something that this project did not publish",
+            hint="give another --registry, or remove the tag there",
+        )
+    return found
+
+
+def stays(held: Manifest | None, index: Manifest) -> str | None:
+    """Why a moving tag stays where it is, in words; None where it moves to ``index``."""
+    if held is None or held.digest == index.digest:
+        return None
+    before, now = version_of(held.annotations), version_of(index.annotations)
+    if before is not None and now is not None and before > now:
+        return f"stays at {held.annotations[VERSION]}, which is newer"
+    return None
+
+
+def commit_tag_stays(held: Manifest | None, index: Manifest) -> str | None:
+    """Why a tag by commit stays with the image that had it first; None where it may be set.
+
+    Two versions can be made of one commit: the later one has newer packages of the distribution.
+    """
+    if held is None or version_of(held.annotations) == version_of(index.annotations):
+        return None
+    return f"stays with {held.annotations.get(VERSION, 'another image')}, the first of this commit"
+
+
+def version_of(values: Mapping[str, str]) -> tuple[int, ...] | None:
+    """The version in a manifest's annotations, to be compared; None where there is none."""
+    parts = values.get(VERSION, "").split(".")
+    return tuple(int(part) for part in parts) if all(part.isdigit() for part in parts) else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Move:
+    """A tag and what it is to mean."""
+
+    tag: str
+    index: Manifest
+    before: Manifest | None
+    """What it means in the registry."""
+
+    @property
+    def is_done(self) -> bool:
+        return self.before is not None and self.before.digest == self.index.digest
+
+
+def unmoved(moves: Sequence[Move]) -> tuple[Move, ...]:
+    """Those that are still to be made."""
+    return tuple(move for move in moves if not move.is_done)

@@ -1,0 +1,463 @@
+"""From images on this engine to images that others pull.
+
+The order makes that nothing is ever half published: images and what is said about them go up under their
+digests, where nobody finds them by name; everything is read back; only then do tags change, the fixed ones
+first, the moving ones last and all together.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Literal
+
+from llama_images import oci
+from llama_images.attestation import EVIDENCE, KINDS, PROVENANCE, SBOM, Statement, attached, may_hold
+from llama_images.build_record import BuildRecord
+from llama_images.clearance import GivenEvidence, fitting, parse_evidence
+from llama_images.errors import CheckFailed, LlamaImagesError, OutsideError, UsageError
+from llama_images.imageroot import LeakSearch
+from llama_images.oci import Descriptor, Manifest
+from llama_images.plan import Plan, unpinned
+from llama_images.ports import Activity, Engine, ImageStore, Registry, Signer
+from llama_images.provenance import builder_of, provenance
+from llama_images.publication import (
+    TESTED,
+    UNTESTED,
+    Move,
+    commit_tag_stays,
+    joined,
+    stays,
+    unmoved,
+)
+from llama_images.references import Repository
+from llama_images.render import labels
+from llama_images.selection import Target, local_reference
+from llama_images.tags import Tags
+from llama_images.workflows.build import find_record
+from llama_images.workflows.pack import Packed, pack
+from llama_images.workflows.workshop import Workshop
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One image, ready to be published."""
+
+    packed: Packed
+    platform: str
+    record: BuildRecord
+    evidence: GivenEvidence | None
+
+    @property
+    def target(self) -> Target:
+        return self.packed.target
+
+    @property
+    def tags(self) -> Tags:
+        return self.packed.tags
+
+    @property
+    def manifest(self) -> Manifest:
+        """Of this platform's image."""
+        return self.packed.manifest
+
+    @property
+    def tested(self) -> str:
+        return UNTESTED if self.evidence is None else self.evidence.tier
+
+    @property
+    def blobs(self) -> tuple[Descriptor, ...]:
+        """Configuration and layers."""
+        return (self.manifest.config, *self.manifest.layers)
+
+    @property
+    def size_bytes(self) -> int:
+        """Compressed, as it is pulled."""
+        return sum(layer.size for layer in self.manifest.layers)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TagResult:
+    """What became of one tag, or what would become of it."""
+
+    tag: str
+    digest: str
+    change: Literal["new", "moves", "as it is", "stays"]
+    why: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Published:
+    """One image in the registry."""
+
+    target: Target
+    platform: str
+    image: str
+    """Digest of the platform's manifest."""
+    index: str
+    """Digest of the index that the tags mean."""
+    size_bytes: int
+    sent_bytes: int
+    """What the registry did not have; nothing in a dry run."""
+    tested: str
+    """As the index says it: also by an earlier call."""
+    tags: tuple[TagResult, ...]
+
+
+# --- what can be known before anything is sent -----------------------------------------------------
+
+
+def read_evidence(shop: Workshop, files: Sequence[Path]) -> tuple[GivenEvidence, ...]:
+    """The evidence in ``files``, or in the cache's folder where none is named. Raises UsageError."""
+    found: list[GivenEvidence] = []
+    for path in files or sorted((shop.cache / "evidence").glob("*.json")):
+        try:
+            evidence = parse_evidence(path.read_bytes(), str(path))
+            found += [] if evidence is None else [evidence]
+        except OSError as error:
+            raise UsageError(f"the evidence {path} can't be read: {error.strerror or error}") from None
+        except UsageError as error:
+            if files:
+                raise
+            shop.reporter.warn(f"passed over: {error.message}")
+    return tuple(found)
+
+
+def prepare(
+    shop: Workshop,
+    engine: Engine,
+    plan: Plan,
+    store: ImageStore,
+    *,
+    evidence: Sequence[GivenEvidence],
+    allow_untested: bool,
+) -> list[Cell]:
+    """Pack the plan's images and look at each: built from this matrix, tested, nothing secret in it.
+
+    Raises CheckFailed, UsageError or OutsideError; nothing has been sent then.
+    """
+    rendered = shop.rendered()
+    cells = []
+    for target in plan.targets:
+        dockerfile = rendered[f"images/{target.id}/Dockerfile"]
+        cells.append(_prepare(shop, engine, store, target, dockerfile, evidence, allow_untested))
+    return cells
+
+
+def _prepare(
+    shop: Workshop,
+    engine: Engine,
+    store: ImageStore,
+    target: Target,
+    dockerfile: str,
+    evidence: Sequence[GivenEvidence],
+    allow_untested: bool,
+) -> Cell:
+    if names := unpinned(target):
+        raise UsageError(
+            f"{target.id} stands on {', '.join(names)} without a digest, so nobody could say what is in it",
+            hint="invoke pins.update writes the digests into the matrix",
+        )
+    now = datetime.now(UTC)
+    if now < target.source.date:
+        raise UsageError(
+            f"this machine's clock is wrong: it says {now:%Y-%m-%d}, the source is of "
+            f"{target.source.date:%Y-%m-%d}",
+            hint="set it; what is signed now would be dated before it was made",
+        )
+    packed = pack(shop, engine, store, target)
+    reference, build = local_reference(target), f"invoke build --arch {target.architecture.name} builds it"
+    wanted = labels(target, packed.series)
+    wrong = [key for key, value in wanted.items() if packed.image.labels.get(key) != value]
+    record = find_record(shop, packed.image)
+    if wrong or (record is not None and record.parts["dockerfile"] != dockerfile):
+        what = f"its label {wrong[0]} is another" if wrong else "its Dockerfile was another"
+        raise CheckFailed(f"{reference} is not what the matrix says: {what}", hint=f"{build} anew")
+    if record is None:
+        raise UsageError(
+            f"nothing is known of how {reference} was built: this cache has no record of it", hint=build
+        )
+    platform = str(record.parts["platform"])
+    if json.loads(packed.files.configuration)["architecture"] != platform.removeprefix("linux/"):
+        raise CheckFailed(f"{reference} is not for {platform}, as its record says", hint=f"{build} anew")
+    for finding in packed.findings:
+        if not finding.passed:
+            raise CheckFailed(f"{reference}: {finding.name}: {finding.detail}", hint="it is not published")
+    return Cell(
+        packed=packed,
+        platform=platform,
+        record=record,
+        evidence=_evidence_for(packed, evidence, allow_untested),
+    )
+
+
+def _evidence_for(
+    packed: Packed, evidence: Sequence[GivenEvidence], allow_untested: bool
+) -> GivenEvidence | None:
+    target, manifest = packed.target, packed.manifest
+    # Each of these means this very image: in the engine that built it, in one that pulled it, in a registry.
+    digests = (packed.image.id, manifest.config.digest, manifest.digest)
+    try:
+        return fitting(evidence, digests, tier="cpu" if target.toolkit is None else "gpu", what=target.id)
+    except CheckFailed:
+        if not allow_untested or any(one.has_failed for one in evidence if one.image in digests):
+            raise
+        return None
+
+
+# --- publishing -----------------------------------------------------------------------------------
+
+
+def publish(
+    shop: Workshop,
+    cells: Sequence[Cell],
+    repository: Repository,
+    registry: Registry,
+    signer: Signer | None,
+    *,
+    mount_from: Sequence[str] = (),
+    dry_run: bool = False,
+) -> list[Published]:
+    """Bring prepared images into a registry; in a dry run, say what would change and change nothing.
+
+    ``signer`` may be None in a dry run alone. Raises CheckFailed where a fixed tag means another image, and
+    OutsideError where the registry fails; the moving tags are then as they were, and the same call goes on.
+    """
+    # What speaks against it is found before anything is sent.
+    indexes = [_index(cell, repository, registry) for cell in cells]
+    said = [_harmless(statements(shop, cell), cell) for cell in cells]
+    sent = [0] * len(cells)
+    if not dry_run:
+        assert signer is not None
+        for number, (cell, index) in enumerate(zip(cells, indexes, strict=True)):
+            with shop.reporter.activity(f"publish {cell.target.id}") as activity:
+                sent[number] = _send(cell, repository, registry, mount_from, activity)
+                for statement in said[number]:
+                    _attach(statement, cell, repository, registry, signer, activity)
+                registry.push_manifest(repository.name, index)
+        for index in indexes:
+            _check_whole(index, repository, registry)
+    fixed, moving, kept = _moves(cells, indexes, repository, registry)
+    if not dry_run:
+        for move in unmoved(fixed):
+            registry.push_manifest(repository.name, move.index, move.tag)
+        _move_together(unmoved(moving), repository, registry)
+    return [
+        Published(
+            target=cell.target,
+            platform=cell.platform,
+            image=cell.manifest.digest,
+            index=index.digest,
+            size_bytes=cell.size_bytes,
+            sent_bytes=count,
+            tested=index.annotations[TESTED],
+            tags=tuple(_results(cell, (*fixed, *moving), kept)),
+        )
+        for cell, index, count in zip(cells, indexes, sent, strict=True)
+    ]
+
+
+def _harmless(found: list[Statement], cell: Cell) -> list[Statement]:
+    """Statements are for everybody: none may hold a secret, such as evidence that quotes a command line."""
+    for statement in found:
+        search = LeakSearch()
+        search.feed(statement.encode())
+        if search.found:
+            raise CheckFailed(
+                f"the {KINDS[statement.predicate_type]} of {cell.target.id} holds {search.found[0]}",
+                hint="it is not published",
+            )
+    return found
+
+
+def _index(cell: Cell, repository: Repository, registry: Registry) -> Manifest:
+    return joined(
+        registry.find(repository.name, cell.tags.version),
+        cell.manifest,
+        cell.platform,
+        tested=cell.tested,
+        target=cell.target,
+        series=cell.packed.series,
+        tag=cell.tags.version,
+    )
+
+
+def _send(
+    cell: Cell, repository: Repository, registry: Registry, mount_from: Sequence[str], activity: Activity
+) -> int:
+    """Send what the registry lacks of an image and read that back; the number of bytes sent."""
+    sent = 0
+    for blob in cell.blobs:
+        progress = _progress(activity, "sent", blob.size)
+        if registry.push_blob(
+            repository.name, blob, cell.packed.files.blob(blob), mount_from=mount_from, on_bytes=progress
+        ):
+            sent += blob.size
+            registry.read_blob(
+                repository.name, blob.digest, blob.size, _progress(activity, "read back", blob.size)
+            )
+    activity.update("manifest")
+    registry.push_manifest(repository.name, cell.manifest)
+    return sent
+
+
+def _check_whole(index: Manifest, repository: Repository, registry: Registry) -> None:
+    """Look once more at all that a tag is about to mean, also at platforms that another machine published.
+
+    Raises OutsideError where a part is missing or is something else.
+    """
+    for entry in index.entries:
+        what = f"{repository}@{entry.digest} for {entry.platform}"
+        try:
+            image = registry.manifest(repository.name, entry.digest)
+            missing = [
+                blob for blob in (image.config, *image.layers) if not registry.has_blob(repository.name, blob)
+            ]
+        except oci.NotOci as error:
+            raise OutsideError(
+                f"{what} is no image: {error}", hint="remove the tag there, and publish it anew"
+            ) from None
+        if missing:
+            raise OutsideError(
+                f"{what} lacks {missing[0].digest}, so no tag has changed",
+                hint="publish it again from where it was built: what is missing is sent",
+            )
+
+
+def _progress(activity: Activity, doing: str, size: int) -> Callable[[int], None]:
+    return lambda count: activity.update(f"{doing}: {count / 1e6:.1f} of {size / 1e6:.1f} MB of a layer")
+
+
+def _attach(
+    statement: Statement,
+    cell: Cell,
+    repository: Repository,
+    registry: Registry,
+    signer: Signer,
+    activity: Activity,
+) -> None:
+    """Sign a statement and attach it, unless the very same one is there."""
+    activity.update(f"attach {statement.predicate_type}")
+    payload = statement.encode()
+    for referrer in registry.referrers(repository.name, cell.manifest.digest):
+        if may_hold(referrer, statement.predicate_type) and _says(
+            referrer, payload, repository, registry, signer
+        ):
+            return
+    bundle = signer.sign(payload)
+    registry.push_bytes(repository.name, oci.EMPTY_JSON, oci.EMPTY)
+    manifest = attached(cell.manifest.descriptor, bundle, statement.predicate_type)
+    registry.push_bytes(repository.name, bundle, manifest.layers[0].media_type)
+    registry.push_referrer(repository.name, manifest)
+
+
+def _says(
+    referrer: Descriptor, payload: bytes, repository: Repository, registry: Registry, signer: Signer
+) -> bool:
+    try:
+        (layer,) = registry.manifest(repository.name, referrer.digest).layers
+        return signer.verifier.open(registry.blob(repository.name, layer.digest)) == payload
+    except (CheckFailed, oci.NotOci, ValueError):
+        return False  # somebody else's, or another kind of thing
+
+
+def _moves(
+    cells: Sequence[Cell], indexes: Sequence[Manifest], repository: Repository, registry: Registry
+) -> tuple[list[Move], list[Move], dict[str, str]]:
+    """Fixed tags, moving tags, and those that stay where they are with the reason."""
+    fixed: list[Move] = []
+    moving: list[Move] = []
+    kept: dict[str, str] = {}
+    for cell, index in zip(cells, indexes, strict=True):
+        for tag in cell.tags.all:
+            held = registry.find(repository.name, tag)
+            why = None
+            if tag == cell.tags.commit:
+                why = commit_tag_stays(held, index)
+            elif tag in cell.tags.moving:
+                why = stays(held, index)
+            if why is not None:
+                kept[tag] = why
+            else:
+                (moving if tag in cell.tags.moving else fixed).append(Move(tag=tag, index=index, before=held))
+    return fixed, moving, kept
+
+
+def _move_together(moves: Sequence[Move], repository: Repository, registry: Registry) -> None:
+    """Move every tag, or none: where one fails, those that have moved go back."""
+    done: list[Move] = []
+    try:
+        for move in moves:
+            done.append(move)  # a move whose answer is lost may have been made
+            registry.push_manifest(repository.name, move.index, move.tag)
+    except BaseException as error:
+        left = [move.tag for move in reversed(done) if not _move_back(move, repository, registry)]
+        if left and isinstance(error, LlamaImagesError):
+            raise OutsideError(
+                f"{error.message}; {', '.join(left)} could not be moved back",
+                hint="the same command goes on, and moves them all",
+            ) from None
+        raise
+
+
+def _move_back(move: Move, repository: Repository, registry: Registry) -> bool:
+    try:
+        if move.before is not None:
+            registry.push_manifest(repository.name, move.before, move.tag)
+            return True
+        # A tag that was not there can't be taken away again: registries delete manifests, not names.
+        return registry.find(repository.name, move.tag) is None
+    except OutsideError:
+        return False
+
+
+def _results(cell: Cell, moves: Sequence[Move], kept: dict[str, str]) -> list[TagResult]:
+    found = []
+    for tag in cell.tags.all:
+        if tag in kept:
+            found.append(TagResult(tag=tag, digest="", change="stays", why=kept[tag]))
+            continue
+        (move,) = (move for move in moves if move.tag == tag)
+        change: Literal["new", "moves", "as it is"] = "moves"
+        if move.is_done:
+            change = "as it is"
+        elif move.before is None:
+            change = "new"
+        found.append(TagResult(tag=tag, digest=move.index.digest, change=change))
+    return found
+
+
+# --- what is said about an image ------------------------------------------------------------------
+
+
+def statements(shop: Workshop, cell: Cell) -> list[Statement]:
+    """Bill of materials, provenance, and evidence where there is some."""
+    packages = cell.packed.packages()
+
+    def about(kind: str, predicate: dict[str, object]) -> Statement:
+        return Statement(
+            name=cell.packed.name, digest=cell.manifest.digest, predicate_type=kind, predicate=predicate
+        )
+
+    result = [
+        about(SBOM, cell.packed.bill(cell.platform)),
+        about(
+            PROVENANCE,
+            provenance(
+                cell.target,
+                cell.packed.series,
+                cell.record,
+                build_packages=packages.built_with,
+                distribution=packages.distribution.name,
+                builder=builder_of(shop.environment),
+                tools={"zlib": zlib.ZLIB_RUNTIME_VERSION},
+            ),
+        ),
+    ]
+    if cell.evidence is not None:
+        result.append(about(EVIDENCE, cell.evidence.document))
+    return result
