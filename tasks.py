@@ -6,22 +6,17 @@ failed.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import io
 import os
 import platform as machine
 import re
 import sys
 import time
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from json import dumps
 from pathlib import Path
-from typing import Any
 
-import platformdirs
 from invoke.collection import Collection
 from invoke.context import Context
 from invoke.tasks import task
@@ -48,7 +43,21 @@ from llama_images.adapters.series_work import GitSeriesWork
 from llama_images.adapters.signing import KEY_VARIABLE, load_signer, load_verifier
 from llama_images.adapters.upstreams import PublicUpstreams
 from llama_images.bench import Hardware
-from llama_images.errors import CheckFailed, Interrupted, LlamaImagesError, UsageError
+from llama_images.cli import (
+    DOCTOR_HELP,
+    FIT_HELP,
+    REPORT_HELP,
+    RUN_HELP,
+    FitWords,
+    RunWords,
+    cache_folder,
+    diagnose_machine,
+    fit_model,
+    guarded,
+    report_machine,
+    run_model,
+)
+from llama_images.errors import CheckFailed, UsageError
 from llama_images.evidence import TOO_FEW_GPUS, Evidence
 from llama_images.matrix import FLAVORS, Source, load_matrix
 from llama_images.models import choose_model
@@ -111,58 +120,6 @@ from llama_images.workflows.workshop import Workshop, built_image, write_or_remo
 
 ROOT = Path(__file__).resolve().parent
 REPO_VARIABLE = "LLAMA_CPP_REPO"
-CACHE_VARIABLE = "LLAMA_IMAGES_CACHE"
-
-
-def cache_folder() -> Path:
-    """The user's cache of this project; safe to delete."""
-    folder = Path(os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("llama-images"))
-    return folder.expanduser().absolute()
-
-
-def _command(body: Callable[..., None]) -> Callable[..., None]:
-    """Known errors become a line, a hint and an exit code; a defect becomes a line and a file."""
-
-    @functools.wraps(body)
-    def wrapped(*args: Any, **kwargs: Any) -> None:
-        if isinstance(sys.stdout, io.TextIOWrapper):
-            # In a log that takes both streams, a table stands before the error that points to it.
-            sys.stdout.reconfigure(line_buffering=True)
-        try:
-            body(*args, **kwargs)
-            sys.stdout.flush()
-        except LlamaImagesError as error:
-            print(f"error: {error.message}", file=sys.stderr)
-            if error.hint:
-                print(f"hint: {error.hint}", file=sys.stderr)
-            raise SystemExit(error.exit_code) from None
-        except KeyboardInterrupt as stop:
-            left = "what was finished stays, run the same command to go on"
-            print(f"interrupted; {stop.message if isinstance(stop, Interrupted) else left}", file=sys.stderr)
-            raise SystemExit(130) from None
-        except BrokenPipeError:
-            # The reader of our output has gone (`invoke matrix | head`): nothing is left to say, and what the
-            # command would have found is not known. The code is the one of a program that SIGPIPE ends.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(141) from None
-        except OSError as error:
-            # A write that fails does not say to which file.
-            where = error.filename or f"standard output, or {cache_folder()}"
-            print(f"error: {where}: {error.strerror or error}", file=sys.stderr)
-            print(
-                f"hint: is there room, and is it yours? {CACHE_VARIABLE} names another cache", file=sys.stderr
-            )
-            raise SystemExit(3) from None
-        except Exception as error:
-            report = cache_folder() / "logs" / "defect.txt"
-            with contextlib.suppress(OSError):
-                report.parent.mkdir(parents=True, exist_ok=True)
-                report.write_text(traceback.format_exc(), "utf-8")
-            print(f"error: a defect in this project: {error!r}", file=sys.stderr)
-            print(f"hint: please report it, with {report}", file=sys.stderr)
-            raise SystemExit(1) from None
-
-    return wrapped
 
 
 def _workshop(matrix_file: str | None = None) -> Workshop:
@@ -228,7 +185,7 @@ _JSON_HELP = {"json": "print JSON on standard output and nothing else there"}
 
 
 @task(name="matrix", help={**_JSON_HELP, "file": "another matrix file"})
-@_command
+@guarded
 def matrix_task(c: Context, json: bool = False, file: str = "") -> None:
     """Every target: GPUs it serves, toolkit, platforms, base, tag, minimum driver."""
     shop = _workshop(file)
@@ -242,7 +199,7 @@ def matrix_task(c: Context, json: bool = False, file: str = "") -> None:
     iterable=["arch", "flavor"],
     help={**_SELECT_HELP, **_JSON_HELP, "platform": "linux/amd64 or linux/arm64; this machine's by default"},
 )
-@_command
+@guarded
 def plan(
     c: Context, arch: list[str], flavor: list[str], base: str = "", platform: str = "", json: bool = False
 ) -> None:
@@ -260,7 +217,7 @@ def plan(
 
 
 @task(help={"check": "write nothing; exit 1 and show the difference where there is one"})
-@_command
+@guarded
 def render(c: Context, check: bool = False) -> None:
     """Write images/, docker-bake.json, the schema and the README's table from the matrix."""
     shop = _workshop()
@@ -290,7 +247,7 @@ def render(c: Context, check: bool = False) -> None:
         "flavor": "patched (the default) or stock",
     }
 )
-@_command
+@guarded
 def source(c: Context, repo: str = "", flavor: str = "patched") -> None:
     """Bring the pinned source, verified and patched, into the cache; print where it lies."""
     shop = _workshop()
@@ -303,7 +260,7 @@ def source(c: Context, repo: str = "", flavor: str = "patched") -> None:
 
 
 @task(name="list", help=_JSON_HELP)
-@_command
+@guarded
 def patches_list(c: Context, json: bool = False) -> None:
     """The carried patches: order, subject, files, lines added and removed, sha256."""
     shop = _workshop()
@@ -364,7 +321,7 @@ def _number(value: str, option: str) -> int | None:
         "jobs": "compilers at once; as many as cores and memory allow by default",
     },
 )
-@_command
+@guarded
 def patches_check(
     c: Context, repo: str = "", source: str = "", compile: bool = True, jobs: str = "", json: bool = False
 ) -> None:
@@ -403,7 +360,7 @@ def patches_check(
         "onto": "a commit, or a ref such as pull/24423/head; the source's own ref by default",
     },
 )
-@_command
+@guarded
 def patches_status(c: Context, onto: str = "", repo: str = "", source: str = "", json: bool = False) -> None:
     """How each patch fares on a newer commit: applies, moved, merges, conflicts, absorbed."""
     shop = _workshop()
@@ -426,7 +383,7 @@ def patches_status(c: Context, onto: str = "", repo: str = "", source: str = "",
         "abort": "remove the work tree with all that is in it",
     },
 )
-@_command
+@guarded
 def patches_rebase(
     c: Context,
     onto: str = "",
@@ -468,7 +425,7 @@ def patches_rebase(
         "source": _SERIES_HELP["source"],
     },
 )
-@_command
+@guarded
 def patches_export(
     c: Context, worktree: str = "", base: str = "", overwrite: bool = False, source: str = ""
 ) -> None:
@@ -505,7 +462,7 @@ def patches_export(
         "dry_run": "show what would change, write nothing",
     },
 )
-@_command
+@guarded
 def pins_update(c: Context, only: list[str], dry_run: bool = False) -> None:
     """Write the newest fitting digests and wheel versions into the matrix; say if the pull request moved."""
     upstreams = PublicUpstreams(SystemPrograms(), cache_folder(), os.environ)
@@ -513,7 +470,7 @@ def pins_update(c: Context, only: list[str], dry_run: bool = False) -> None:
 
 
 @task(help={**_ENGINE_HELP, "rebuild": "make it anew, with today's packages"})
-@_command
+@guarded
 def base(c: Context, engine: str = "", rebuild: bool = False) -> None:
     """Make the base image of the debian base from the distribution's packages."""
     shop = _workshop()
@@ -536,7 +493,7 @@ def base(c: Context, engine: str = "", rebuild: bool = False) -> None:
         "smoke": "test each image without a GPU when it is built (on by default)",
     },
 )
-@_command
+@guarded
 def build(
     c: Context,
     arch: list[str],
@@ -573,7 +530,7 @@ def build(
 
 
 @task(iterable=["arch", "flavor"], name="smoke", help={**_SELECT_HELP, **_ENGINE_HELP})
-@_command
+@guarded
 def smoke_task(c: Context, arch: list[str], flavor: list[str], base: str = "", engine: str = "") -> None:
     """Test built images without a GPU: contents, libraries, start, a generation with the tiny model."""
     shop = _workshop()
@@ -617,7 +574,7 @@ def _smoke_all(shop: Workshop, engine: Engine, made: Plan) -> None:
         "out": "folder for the evidence; evidence/ in the cache by default",
     },
 )
-@_command
+@guarded
 def run_tests(
     c: Context,
     arch: list[str],
@@ -773,7 +730,7 @@ def _test_model(shop: Workshop, model: Path | None, *, full: bool) -> HashedMode
 
 
 @task(iterable=["arch", "flavor"], help={**_SELECT_HELP, **_ENGINE_HELP, **_JSON_HELP})
-@_command
+@guarded
 def layers(
     c: Context, arch: list[str], flavor: list[str], base: str = "", engine: str = "", json: bool = False
 ) -> None:
@@ -795,7 +752,7 @@ def layers(
     positional=["out"],
     help={"size": "tiny (28 MB) or full (15.4 GB)", "out": "the file to write", "seed": "of the weights"},
 )
-@_command
+@guarded
 def synthetic(c: Context, out: str, size: str = "tiny", seed: str = "1") -> None:
     """Write a synthetic model of DiffusionGemma's architecture: random weights, byte-identical everywhere."""
     if size not in ("tiny", "full"):
@@ -829,7 +786,7 @@ def _synthetic(reporter: Reporter, size: Size, path: Path, *, seed: int = 1) -> 
         "sha256": "what the file must hash to",
     }
 )
-@_command
+@guarded
 def fetch(
     c: Context,
     model: str = "",
@@ -860,6 +817,80 @@ def fetch(
     print(fetched.path)
 
 
+@task(help=DOCTOR_HELP)
+@guarded
+def doctor(c: Context, offline: bool = False, json: bool = False) -> None:
+    """What this machine lacks for the images, and what mends it; the image for it, and how to run that."""
+    diagnose_machine(json=json, offline=offline)
+
+
+@task(iterable=["gpu", "memory"], name="fit", help=FIT_HELP)
+@guarded
+def fit_task(
+    c: Context,
+    gpu: list[str],
+    memory: list[str],
+    model: str = "",
+    tokens: str = "",
+    prompt: str = "",
+    tensor_split: str = "",
+    json: bool = False,
+) -> None:
+    """How a model runs best on the cards of this machine, or on described ones, and what it takes of each."""
+    fit_model(
+        FitWords(
+            model=model,
+            gpu=gpu,
+            memory=memory,
+            tokens=tokens,
+            prompt=prompt,
+            tensor_split=tensor_split,
+            json=json,
+        )
+    )
+
+
+@task(help=REPORT_HELP)
+@guarded
+def report(c: Context, model: str = "", out: str = "", offline: bool = False) -> None:
+    """One file to attach to an issue: doctor, fit and versions, without names of people and machines."""
+    report_machine(model=model, out=out, offline=offline)
+
+
+@task(name="run", iterable=["gpu"], help=RUN_HELP)
+@guarded
+def run_task(
+    c: Context,
+    gpu: list[str],
+    model: str = "",
+    prompt: str = "",
+    arch: str = "",
+    image: str = "",
+    engine: str = "",
+    tokens: str = "",
+    tensor_split: str = "",
+    options: str = "",
+    visual: bool = True,
+    dry_run: bool = False,
+) -> None:
+    """Run a model in the right image with the right options: a chat, or one answer with --prompt."""
+    run_model(
+        RunWords(
+            model=model,
+            prompt=prompt,
+            arch=arch,
+            image=image,
+            engine=engine,
+            gpu=gpu,
+            tokens=tokens,
+            tensor_split=tensor_split,
+            options=options,
+            visual=visual,
+            dry_run=dry_run,
+        )
+    )
+
+
 @task(
     iterable=["gpus", "workload"],
     help={
@@ -879,7 +910,7 @@ def fetch(
         "from_json": "draw the page and the picture again from this bench.json; nothing is run",
     },
 )
-@_command
+@guarded
 def bench(
     c: Context,
     gpus: list[str],
@@ -966,7 +997,7 @@ def _tiny_model(shop: Workshop) -> Path:
 
 
 @task(help={**_ENGINE_HELP, "repo": f"a clone that holds the pinned commit; {REPO_VARIABLE} gives the same"})
-@_command
+@guarded
 def demo(c: Context, repo: str = "", engine: str = "") -> None:
     """The whole chain on this machine without a GPU: build, run, judge, push to a registry."""
     shop = _workshop()
@@ -988,7 +1019,7 @@ def demo(c: Context, repo: str = "", engine: str = "") -> None:
 
 
 @task(iterable=["arch", "flavor"], help={**_SELECT_HELP, **_ENGINE_HELP})
-@_command
+@guarded
 def scan(c: Context, arch: list[str], flavor: list[str], base: str = "", engine: str = "") -> None:
     """Search built images for secrets, layer by layer; let installed scanners read what they hold."""
     shop = _workshop()
@@ -1026,7 +1057,7 @@ _REGISTRY_HELP = {"registry": "HOST/NAMESPACE, as in ghcr.io/me/llama-diffusion;
         "dry_run": "show every tag, digest and size, and send nothing",
     },
 )
-@_command
+@guarded
 def publish(
     c: Context,
     arch: list[str],
@@ -1079,7 +1110,7 @@ def publish(
         "key": f"file with the publisher's public key; {KEY_VARIABLE} names one too",
     },
 )
-@_command
+@guarded
 def verify(c: Context, ref: str, key: str = "") -> None:
     """Check an image's signatures, and its provenance against the matrix; say what it is in ten lines."""
     shop = _workshop()
@@ -1104,7 +1135,7 @@ def verify(c: Context, ref: str, key: str = "") -> None:
         "apply": "remove them; without it, only say what would go",
     }
 )
-@_command
+@guarded
 def prune(c: Context, registry: str = "", keep: int = 3, apply: bool = False) -> None:
     """Remove old versions from a registry; never what a moving tag or an index needs."""
     shop = _workshop()
@@ -1120,7 +1151,7 @@ def prune(c: Context, registry: str = "", keep: int = 3, apply: bool = False) ->
 
 
 @task(help={"fix": "let ruff mend what it can"})
-@_command
+@guarded
 def check(c: Context, fix: bool = False) -> None:
     """Lint, types, the import contracts, drift, and every test that this machine can run."""
     shop = _workshop()
@@ -1134,6 +1165,8 @@ def _namespace() -> Collection:
         *(matrix_task, plan, render, source, base, build, smoke_task, run_tests, bench, layers),
         *(scan, publish, verify, demo, check),
     )
+    for users in (doctor, fit_task, run_task, report):
+        top.add_task(users)
     top.add_collection(Collection("registry", prune))
     top.add_collection(
         Collection("patches", patches_list, patches_check, patches_status, patches_rebase, patches_export)

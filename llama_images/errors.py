@@ -1,7 +1,8 @@
 """The errors this package raises on purpose.
 
-The core raises; only ``tasks.py`` prints and exits. Each class carries the exit code of the command
-contract: 1 a check failed, 2 wrong use or a bad file, 3 an outside system (engine, git, registry) failed.
+The core raises; only the edges, ``tasks.py`` and ``cli.py``, print and exit. Each class carries the exit code
+of the command contract: 1 a check failed, 2 wrong use or a bad file, 3 an outside system (engine, git,
+registry) failed.
 """
 
 from __future__ import annotations

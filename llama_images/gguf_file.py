@@ -7,10 +7,12 @@ seconds. Layout: llama.cpp's ``gguf-py`` and ``ggml/src/gguf.cpp``.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
+import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -52,7 +54,9 @@ class ModelFile:
     ``metadata``."""
 
     path: Path
+    """Of the first part, where it comes in several; the file's name on the hub, where it was read there."""
     bytes: int
+    """Of all parts together."""
     expected_bytes: int
     """Length that the header asks for."""
     architecture: str
@@ -135,46 +139,104 @@ class _Reader:
         return count, None
 
 
-def read_model_info(path: Path) -> ModelFile:
+def read_model_info(path: Path, read: Callable[[Path], ModelFile] | None = None) -> ModelFile:
     """Read the header of a model that the CLI can load, and check that the file is whole.
 
-    Raises UsageError, naming the file, where it is missing, a directory, unreadable, truncated, no GGUF
-    file, or of another architecture than diffusion-gemma.
+    ``read`` reads one header, where the file is not on this machine. A model in several parts is read as one;
+    its ``tensors`` are those of all parts, and their offsets count within their own part. Raises UsageError,
+    naming the file, where it or a part of it is missing, a directory, unreadable, truncated, no GGUF file,
+    another than the first part, or of another architecture than diffusion-gemma.
     """
-    model = read_header(path)
+    read = read or read_header
+    model = read(path)
     if model.architecture != ARCHITECTURE:
         raise UsageError(
             f"{path} is a model of architecture '{model.architecture}'",
             hint=f"give a GGUF file of architecture '{ARCHITECTURE}'",
         )
+    parts = [_whole(model), *(_whole(_read_part(model, part, read)) for part in further_parts(model))]
+    if len(parts) == 1:
+        return model
+    return dataclasses.replace(
+        model,
+        bytes=sum(part.bytes for part in parts),
+        expected_bytes=sum(part.expected_bytes for part in parts),
+        tensors=tuple(tensor for part in parts for tensor in part.tensors),
+    )
+
+
+def _whole(model: ModelFile) -> ModelFile:
     if model.bytes < model.expected_bytes:
         raise UsageError(
-            f"{path} is truncated: {model.bytes:,} of {model.expected_bytes:,} bytes",
+            f"{model.path} is truncated: {model.bytes:,} of {model.expected_bytes:,} bytes",
             hint="fetch or write it again",
         )
     return model
 
 
+_PART_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
+
+
+def further_parts(model: ModelFile) -> tuple[Path, ...]:
+    """Where the parts behind the first lie, by the names that the loader looks for; none in most models."""
+    count = model.metadata.get("split.count", 1)
+    if not isinstance(count, int) or count <= 1:
+        return ()
+    match = _PART_NAME.fullmatch(model.path.name)
+    if match is None or int(match[3]) != count:
+        raise UsageError(
+            f"{model.path} is one of {count} parts, and its name does not say which",
+            hint=f"give it back its name, which ends in -00001-of-{count:05}.gguf; the loader goes by it",
+        )
+
+    def name(number: int) -> Path:
+        return model.path.with_name(f"{match[1]}-{number:05}-of-{count:05}.gguf")
+
+    number = model.metadata.get("split.no")
+    if number != 0 or int(match[2]) != 1:
+        raise UsageError(f"{model.path} is not the first of its {count} parts", hint=f"give {name(1)}")
+    return tuple(name(number) for number in range(2, count + 1))
+
+
+def _read_part(model: ModelFile, path: Path, read: Callable[[Path], ModelFile]) -> ModelFile:
+    try:
+        return read(path)
+    except UsageError as error:
+        raise UsageError(
+            f"{model.path} comes in {model.metadata['split.count']} parts: {error.message}",
+            hint="all parts lie in one folder, under the names that they were published with",
+        ) from error
+
+
 def read_header(path: Path) -> ModelFile:
-    hint = "give a GGUF file of a diffusion-gemma model"
+    """Read one file's header. Raises UsageError, naming the file, where there is none."""
     if path.is_dir():
-        raise UsageError(f"{path} is a directory", hint=hint)
+        raise UsageError(f"{path} is a directory", hint=_HINT)
     try:
         with path.open("rb") as file:
-            length = os.fstat(file.fileno()).st_size
-            if file.read(4) != b"GGUF":
-                raise UsageError(
-                    f"{path} is not a GGUF file" + (" (it is empty)" if not length else ""), hint=hint
-                )
-            reader = _Reader(file, length)
-            reader.at = 4
-            return _parse(path, reader, length)
+            return parse_header(file, os.fstat(file.fileno()).st_size, path)
+    except FileNotFoundError:
+        raise UsageError(f"{path} does not exist", hint=_HINT) from None
+    except OSError as error:
+        raise UsageError(f"can't read {path}: {(error.strerror or str(error)).lower()}", hint=_HINT) from None
+
+
+_HINT = "give a GGUF file of a diffusion-gemma model"
+
+
+def parse_header(file: IO[bytes], length: int, path: Path) -> ModelFile:
+    """Read a header from a stream of a file of so many bytes; ``path`` is what it is called in errors.
+
+    Raises UsageError where it is no GGUF file or a damaged one.
+    """
+    if file.read(4) != b"GGUF":
+        raise UsageError(f"{path} is not a GGUF file" + (" (it is empty)" if not length else ""), hint=_HINT)
+    reader = _Reader(file, length)
+    reader.at = 4
+    try:
+        return _parse(path, reader, length)
     except _HeaderError as error:
         raise UsageError(f"{path} is damaged: it {error}", hint="fetch or write it again") from None
-    except FileNotFoundError:
-        raise UsageError(f"{path} does not exist", hint=hint) from None
-    except OSError as error:
-        raise UsageError(f"can't read {path}: {(error.strerror or str(error)).lower()}", hint=hint) from None
 
 
 def _parse(path: Path, reader: _Reader, length: int) -> ModelFile:

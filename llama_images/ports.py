@@ -1,16 +1,17 @@
 """What the workflows need from the outside world, and the values that cross the border.
 
-Each protocol has its adapter under ``llama_images.adapters``; only ``tasks.py`` makes them.
+Each protocol has its adapter under ``llama_images.adapters``; only the edges, ``tasks.py`` and ``cli.py``,
+make them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import IO, TYPE_CHECKING, Any, Protocol, TypeAlias
 
 from llama_images.imageroot import LayerContents
 from llama_images.oci import Descriptor, Manifest
@@ -27,6 +28,19 @@ class Activity(Protocol):
 
     def update(self, text: str) -> None:
         """Say what the work is doing now; replaces the last text."""
+
+
+class Styled(Protocol):
+    """A piece of a line, and what kind of text it is."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def style(self) -> str: ...
+
+
+Lines: TypeAlias = Iterable[Sequence[Styled]]
+"""What is shown to people on standard output."""
 
 
 class Reporter(Protocol):
@@ -213,6 +227,27 @@ class RunResult:
     """Seconds from the start to the interrupt that was asked for; None where none was sent."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Session:
+    """A container that a person talks to, without network, capabilities, or a root that it can write."""
+
+    image: str
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    mounts: Mapping[Path, str] = field(default_factory=dict)
+    """Host path to container path, read-only."""
+    writable: Mapping[Path, str] = field(default_factory=dict)
+    """Host path to container path; what the program leaves behind."""
+    gpus: bool = False
+    """Whether it sees GPUs at all; which ones is ``CUDA_VISIBLE_DEVICES``'s matter."""
+    interactive: bool = False
+    """Whether the program gets this process's input."""
+    terminal: bool = False
+    """Whether its streams are a terminal of the container's own, which takes Ctrl-C."""
+    user: str | None = None
+    """"UID:GID"; None for the image's own."""
+
+
 class Engine(Protocol):
     """A container engine: Docker, or podman with buildah."""
 
@@ -249,6 +284,20 @@ class Engine(Protocol):
 
     def layers(self, reference: str) -> tuple[Layer, ...]:
         """Sizes of every layer, lowest first; empty ones left out."""
+
+
+class SessionEngine(Engine, Protocol):
+    """An engine by which a person talks to a container."""
+
+    def session_command(self, session: Session) -> tuple[str, ...]:
+        """The command that ``hold`` runs, under another container's name."""
+
+    def hold(self, session: Session) -> int:
+        """Run a container with this process's streams and return the program's exit code.
+
+        Ctrl-C goes to the program. The container is gone when this returns or raises. Raises OutsideError
+        where the engine does not start it.
+        """
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -289,6 +338,67 @@ class Gpu:
     memory_bytes: int | None
     """All of the GPU's own memory; None where it shares the machine's and NVML gives no size (GB10)."""
     uuid: str
+    free_bytes: int | None = None
+    """What no program holds now; None where NVML does not say."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PcieLink:
+    """A GPU's link to the machine, as it is now and as GPU and slot could have it together."""
+
+    generation: int
+    width: int
+    most_generation: int
+    most_width: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GpuState:
+    """A GPU, and what may keep a program from it. None where the driver does not say."""
+
+    gpu: Gpu
+    pcie: PcieLink | None
+    mig: bool | None
+    """Whether it is cut into instances."""
+    shared: bool | None
+    """Whether programs may use it side by side, as is usual; False in the modes exclusive and prohibited."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GpuPair:
+    """How two GPUs reach each other."""
+
+    first: int
+    second: int
+    nvlink: bool | None
+    peer_access: bool | None
+    """Whether one reads the other's memory without the machine's; None where the driver does not say."""
+    path: str
+    """What lies between them, as ``nvidia-smi topo -m`` abbreviates it: "PIX", "PHB"; empty if unknown."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GpuSurvey:
+    """Everything that the driver says."""
+
+    driver: str | None
+    """None without a driver; the rest is empty then."""
+    gpus: tuple[GpuState, ...] = ()
+    pairs: tuple[GpuPair, ...] = ()
+
+
+class GpuSurveyor(Protocol):
+    """Asks the driver everything."""
+
+    def survey(self) -> GpuSurvey:
+        """Raises OutsideError where there is a driver and it fails."""
+
+
+class Reach(Protocol):
+    """Asks whether an address answers."""
+
+    def why_not(self, url: str) -> str | None:
+        """None where it answers, whatever it says; else why not, in a few words."""
 
 
 class Gpus(Protocol):
@@ -478,6 +588,12 @@ class ModelHub(Protocol):
         """Ask about a file.
 
         Raises OutsideError where the hub can't be reached, refuses, or has no such file.
+        """
+
+    def open(self, file: HubFile) -> IO[bytes]:
+        """A stream of the file's bytes, fetched piece by piece as they are read; nothing is kept.
+
+        Opening asks nothing. Reading raises OutsideError where the hub fails or does not serve pieces.
         """
 
     def download(self, file: HubFile, part: Path, on_progress: Callable[[int], None]) -> None:

@@ -48,7 +48,8 @@ from llama_images.adapters.docker_streams import Attached
 from llama_images.adapters.image_archive import read_layers
 from llama_images.adapters.image_build import check_inputs, common_arguments, run_build
 from llama_images.adapters.oci_layout import write_layout
-from llama_images.adapters.process import termination_as_interrupt
+from llama_images.adapters.process import hand_over, termination_as_interrupt
+from llama_images.adapters.sessions import raise_for_start, session_words
 from llama_images.buildlog import BuildSummary
 from llama_images.errors import OutsideError
 from llama_images.platforms import platform_of
@@ -61,6 +62,7 @@ from llama_images.ports import (
     Reporter,
     RunRequest,
     RunResult,
+    Session,
 )
 
 
@@ -191,7 +193,7 @@ class DockerEngine:
 
         Output is taken from the container's streams, byte for byte; the engine keeps no log of it.
         """
-        name = f"llama-images-{uuid.uuid4().hex[:12]}"
+        name = _new_name()
         with termination_as_interrupt(), self._connected("run a container") as client:
             try:
                 return self._run(client, name, request)
@@ -242,6 +244,29 @@ class DockerEngine:
             seconds=seconds,
             interrupted_after=interrupted_after,
         )
+
+    def session_command(self, session: Session) -> tuple[str, ...]:
+        """The command that ``hold`` runs, under another container's name."""
+        return self._session_command(session, _new_name())
+
+    def hold(self, session: Session) -> int:
+        """Run a container with this process's streams, see ``ports.Engine.hold``.
+
+        The client program does it: a terminal's size and its raw mode are its trade.
+        """
+        name = _new_name()
+        try:
+            code = hand_over(self._session_command(session, name), env=self._environment)
+        finally:
+            # Where the client was killed, nobody else does it.
+            with self._connected("remove a container") as client, contextlib.suppress(docker.errors.NotFound):
+                client.api.remove_container(name, v=True, force=True)
+        raise_for_start(code, session)
+        return code
+
+    def _session_command(self, session: Session, name: str) -> tuple[str, ...]:
+        gpus = ["--gpus", "all"] if session.gpus else []
+        return (str(self._client.path), *session_words(session, name, gpus))
 
     # --- tags, registries, contents ---
 
@@ -383,6 +408,10 @@ class DockerEngine:
                 urllib3.exceptions.HTTPError,
             ) as error:
                 raise connection_error(error, address) from error
+
+
+def _new_name() -> str:
+    return f"llama-images-{uuid.uuid4().hex[:12]}"
 
 
 def _write(archive: Path, chunks: Iterable[bytes], on_bytes: Callable[[int], None]) -> None:

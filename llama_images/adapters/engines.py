@@ -10,7 +10,7 @@ from llama_images.adapters.docker import DockerEngine
 from llama_images.adapters.podman import PodmanEngine
 from llama_images.errors import OutsideError, UsageError
 from llama_images.located_yaml import did_you_mean, listed, shown
-from llama_images.ports import Engine, Programs, Reporter
+from llama_images.ports import Programs, Reporter, SessionEngine
 
 ENGINES: Final = ("docker", "podman")
 """Names of the engines, in the order in which they are tried."""
@@ -18,13 +18,13 @@ ENGINES: Final = ("docker", "podman")
 
 def choose_engine(
     name: str | None, programs: Programs, reporter: Reporter, builder: str | None = None
-) -> Engine:
+) -> SessionEngine:
     """The engine called ``name``, or the first that answers where there is no name.
 
     ``builder`` is a buildx builder; only Docker has them. Raises UsageError for a name that is no engine's,
     OutsideError, with what was tried, where none answers.
     """
-    makers: Mapping[str, Callable[[], Engine]] = {
+    makers: Mapping[str, Callable[[], SessionEngine]] = {
         "docker": lambda: DockerEngine(programs, reporter, builder=builder),
         "podman": lambda: PodmanEngine(programs, reporter),
     }

@@ -14,7 +14,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from llama_images.adapters.network import causes
@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 
 _TRIES: Final = 2
 """Calls of http_get without a new byte that end a download; by itself it tries six times."""
+
+_PIECE: Final = 4 << 20
+"""Bytes asked for at a time where a file is read without keeping it. A vocabulary of 262,144 words makes a
+header of more than 5 MB."""
+
+_TIMEOUT: Final = 30.0
+"""Seconds without a byte after which the hub is taken for dead."""
 
 _ACCESS_HINT: Final = "a token that may read it goes into HF_TOKEN (or: hf auth login); is the name right?"
 _RESUME_HINT: Final = "what has arrived is kept: run the same command to go on"
@@ -72,6 +79,10 @@ class HuggingFaceHub:
             sha256=found.etag if is_hash else None,
         )
 
+    def open(self, file: HubFile) -> io.BufferedReader:
+        """Read pieces of a file, see ``ports.ModelHub.open``."""
+        return io.BufferedReader(_Ranges(file), buffer_size=_PIECE)
+
     def download(self, file: HubFile, part: Path, on_progress: Callable[[int], None]) -> None:
         """Append what ``part`` lacks, see ``ports.ModelHub.download``."""
         import httpx2
@@ -115,6 +126,68 @@ class HuggingFaceHub:
             except OSError as error:
                 raise _not_written(error, part) from error
             return
+
+
+class _Ranges(io.RawIOBase):
+    """A file of the hub from which every read fetches the bytes that it wants."""
+
+    def __init__(self, file: HubFile) -> None:
+        super().__init__()
+        self._file = file
+        self._at = 0
+
+    def readable(self) -> bool:
+        """As its parent's."""
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        """As its parent's."""
+        wanted = min(len(buffer), self._file.size_bytes - self._at)
+        if wanted <= 0:
+            return 0
+        data = self._fetch(self._at, wanted)
+        buffer[: len(data)] = data
+        self._at += len(data)
+        return len(data)
+
+    def _fetch(self, start: int, count: int) -> bytes:
+        import httpx2
+        from huggingface_hub import hf_hub_url
+        from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+        from huggingface_hub.utils import (  # type: ignore[attr-defined] # lacks an __all__
+            build_hf_headers,
+            get_session,
+            hf_raise_for_status,
+        )
+
+        file = self._file
+        url = hf_hub_url(file.repository, file.file, revision=file.commit)
+        headers = {
+            **build_hf_headers(),
+            "Accept-Encoding": "identity",
+            "Range": f"bytes={start}-{start + count - 1}",
+        }
+        try:
+            # Not read to its end before its status is known: a hub without ranges would send 16 GB.
+            with get_session().stream(
+                "GET", url, headers=headers, follow_redirects=True, timeout=_TIMEOUT
+            ) as response:
+                hf_raise_for_status(response)
+                if response.status_code != 206:
+                    raise OutsideError(
+                        f"{_host(str(response.url))} sends only the whole of {file.file}, no part of it",
+                        hint="fetch it (invoke model.fetch), and give its path",
+                    )
+                data = b"".join(response.iter_bytes())
+        except HfHubHTTPError as error:
+            raise _refused(error, file.repository, file.file, file.commit) from error
+        except (httpx2.RequestError, OfflineModeIsEnabled) as error:
+            raise _unreachable(url, error) from error
+        if len(data) != count:
+            raise OutsideError(
+                f"{_host(url)} sent {len(data):,} of {count:,} bytes of {file.file}", hint="try again"
+            )
+        return data
 
 
 class _Counted(io.BufferedRandom):

@@ -12,6 +12,9 @@ import requests
 LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 """Hosts that are this machine: a proxy can't reach them."""
 
+_PATIENCE: Final = 8.0
+"""Seconds that a host gets to answer."""
+
 
 def is_loopback(host: str | None) -> bool:
     """Whether a host is this machine itself."""
@@ -47,6 +50,18 @@ def reason(error: requests.RequestException) -> str:
         if isinstance(cause, OSError) and cause.strerror:
             return cause.strerror.lower()
     return type(error).__name__
+
+
+class Web:
+    """Implements ``ports.Reach``, through the proxies and with the certificates of the environment."""
+
+    def why_not(self, url: str) -> str | None:
+        """Ask for the headers alone, see ``ports.Reach.why_not``."""
+        try:
+            requests.head(url, timeout=_PATIENCE, allow_redirects=False)
+        except requests.RequestException as error:
+            return reason(error)
+        return None
 
 
 _TLS_REASONS: Final = {

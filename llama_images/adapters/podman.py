@@ -26,7 +26,8 @@ from typing import Any, Final
 
 from llama_images.adapters.image_archive import read_layers
 from llama_images.adapters.image_build import check_inputs, common_arguments, csv_field, run_build
-from llama_images.adapters.process import termination_as_interrupt
+from llama_images.adapters.process import hand_over, termination_as_interrupt
+from llama_images.adapters.sessions import raise_for_start, session_words
 from llama_images.buildlog import BuildSummary
 from llama_images.errors import OutsideError, TimedOut, UsageError
 from llama_images.ports import (
@@ -39,6 +40,7 @@ from llama_images.ports import (
     Reporter,
     RunRequest,
     RunResult,
+    Session,
 )
 from llama_images.words import last_line
 
@@ -189,6 +191,26 @@ class PodmanEngine:
             interrupted_after=interrupts[0] if interrupts else None,
         )
 
+    def session_command(self, session: Session) -> tuple[str, ...]:
+        """The command that ``hold`` runs, under another container's name."""
+        return self._session_command(session, _new_name())
+
+    def hold(self, session: Session) -> int:
+        """Run a container with this process's streams, see ``ports.Engine.hold``."""
+        name = _new_name()
+        try:
+            code = hand_over(self._session_command(session, name))
+        finally:
+            # Where the client was killed, nobody else does it.
+            self._podman(["rm", "--force", "--ignore", "--time", "0", "--volumes", name])
+        raise_for_start(code, session)
+        return code
+
+    def _session_command(self, session: Session, name: str) -> tuple[str, ...]:
+        gpus = ["--device", "nvidia.com/gpu=all"] if session.gpus else []
+        more = self._arguments(RUN_ARGUMENTS)
+        return (str(self._path), *session_words(session, name, [*gpus, *more]))
+
     def _create_options(self, request: RunRequest) -> list[str]:
         options = ["--log-driver", "none"]
         if request.read_only:
@@ -222,7 +244,7 @@ class PodmanEngine:
     @contextlib.contextmanager
     def _container(self, image: str, options: list[str], arguments: list[str]) -> Iterator[str]:
         """The name of a new container, removed at the end whatever happens."""
-        name = f"llama-images-{uuid.uuid4().hex[:12]}"
+        name = _new_name()
         try:
             created = self._podman(["create", "--pull", "never", "--name", name, *options, image, *arguments])
             if created.returncode != 0:
@@ -357,6 +379,10 @@ class PodmanEngine:
             return shlex.split(self._extra.get(variable, ""))
         except ValueError as error:
             raise UsageError(f"{variable} can't be split into words: {error}") from error
+
+
+def _new_name() -> str:
+    return f"llama-images-{uuid.uuid4().hex[:12]}"
 
 
 def _a_build_runs() -> bool:

@@ -104,6 +104,46 @@ def termination_as_interrupt() -> Iterator[None]:
             signal.signal(number, signal.SIG_DFL)
 
 
+@contextlib.contextmanager
+def _interrupt_left_to_child() -> Iterator[None]:
+    """Within the context, SIGINT does nothing to this process.
+
+    By a handler, which a child does not inherit as it would an ignored signal.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, lambda _number, _frame: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def hand_over(argv: Sequence[str], *, env: Mapping[str, str] | None = None, grace: float = 10.0) -> int:
+    """Let a program have this process's terminal and streams, and return its exit code.
+
+    It stays in this process's group: the terminal sends Ctrl-C to both, and only the program heeds it. Where
+    this process is told to end, so is the program, which gets ``grace`` seconds. Raises OutsideError where
+    the program can't start.
+    """
+    with termination_as_interrupt(), _interrupt_left_to_child():
+        try:
+            child = subprocess.Popen(argv, env={**os.environ, **(env or {})})
+        except OSError as error:
+            raise OutsideError(f"{argv[0]} can't start: {error.strerror or error}") from error
+        try:
+            return child.wait()
+        except BaseException:
+            child.terminate()
+            try:
+                child.wait(grace)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+            raise
+
+
 class SystemPrograms:
     """The programs of this machine; implements ``ports.Programs``.
 

@@ -30,6 +30,7 @@ from llama_images.adapters.process import SystemPrograms
 from llama_images.adapters.programs import BareProgram, ImageProgram
 from llama_images.adapters.reporter import ConsoleReporter
 from llama_images.cases import cpu_cases
+from llama_images.cli import cache_folder
 from llama_images.evidence import Evidence, json_schema
 from llama_images.matrix import Flavor, load_matrix
 from llama_images.plan import choose, make_plan
@@ -51,8 +52,6 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     """A workshop that keeps its logs to itself and shares the source with the user's other builds."""
-    import tasks
-
     programs, reporter = SystemPrograms(), ConsoleReporter(io.StringIO(), plain=True)
     matrix = load_matrix(ROOT / "matrix.yaml")
     return Workshop(
@@ -64,7 +63,7 @@ def shop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
         programs=programs,
         reporter=reporter,
         source_tree=GitSourceTree(
-            programs=programs, cache=tasks.cache_folder(), reporter=reporter, patches=ROOT / "patches"
+            programs=programs, cache=cache_folder(), reporter=reporter, patches=ROOT / "patches"
         ),
     )
 

@@ -39,11 +39,11 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture(scope="module")
 def shop() -> Workshop:
     """A workshop on the user's own cache, so that a compiled tree is compiled once."""
-    import tasks
+    from llama_images import cli
 
     programs, reporter = SystemPrograms(), ConsoleReporter(io.StringIO(), plain=True)
     matrix = load_matrix(ROOT / "matrix.yaml")
-    cache = tasks.cache_folder()
+    cache = cli.cache_folder()
     return Workshop(
         root=ROOT,
         cache=cache,

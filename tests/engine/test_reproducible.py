@@ -20,6 +20,7 @@ from llama_images.adapters.image_store import CachedImages
 from llama_images.adapters.patch_files import load_series
 from llama_images.adapters.process import SystemPrograms
 from llama_images.adapters.reporter import ConsoleReporter
+from llama_images.cli import cache_folder
 from llama_images.matrix import load_matrix
 from llama_images.plan import choose, make_plan
 from llama_images.ports import Engine, ImageInfo
@@ -51,8 +52,6 @@ Build = Callable[[str], Once]
 @pytest.fixture
 def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Build]:
     """Builds the CPU image from a copy of the repository, in a place of its own, all steps anew."""
-    import tasks
-
     references: list[tuple[Engine, str]] = []
     reporter = ConsoleReporter(io.StringIO(), plain=True)
     programs = SystemPrograms()
@@ -76,7 +75,7 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Build]:
             # Not CCACHE_DISABLE: without ccache the compiler is given other paths, which asserts quote.
             salt += "ENV CCACHE_RECACHE=1\n"
         template.write_text(text.replace(line, line + salt), "utf-8")
-        cache = tasks.cache_folder()  # the source is the same wherever it lies: the build context is copied
+        cache = cache_folder()  # the source is the same wherever it lies: the build context is copied
         matrix = load_matrix(root / "matrix.yaml")
         shop = Workshop(
             root=root,

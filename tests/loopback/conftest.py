@@ -105,11 +105,13 @@ def handler_of(hub: Hub) -> type[http.server.BaseHTTPRequestHandler]:
         def storage(self) -> None:
             assert "Authorization" not in self.headers
             asked = self.headers.get("Range")
-            start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and hub.honours_ranges else 0
-            body = hub.body[start:]
-            self.send_response(206 if start else 200)
-            if start:
-                self.send_header("Content-Range", f"bytes {start}-{len(hub.body) - 1}/{len(hub.body)}")
+            found = re.fullmatch(r"bytes=(\d+)-(\d*)", asked) if asked and hub.honours_ranges else None
+            start = int(found[1]) if found else 0
+            end = int(found[2]) + 1 if found and found[2] else len(hub.body)
+            body = hub.body[start:end]
+            self.send_response(206 if found else 200)
+            if found:
+                self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(hub.body)}")
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             if self.command == "HEAD":
