@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from llama_images import oci
 from llama_images.attestation import EVIDENCE, KINDS, PROVENANCE, SBOM, Statement, attached, may_hold
@@ -40,7 +40,7 @@ from llama_images.selection import Target, local_reference
 from llama_images.tags import Tags
 from llama_images.workflows.build import find_record
 from llama_images.workflows.pack import Packed, pack
-from llama_images.workflows.workshop import Workshop
+from llama_images.workflows.workshop import Workshop, common_hashes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -141,11 +141,25 @@ def prepare(
     Raises CheckFailed, UsageError or OutsideError; nothing has been sent then.
     """
     rendered = shop.rendered()
+    common = common_hashes(shop.common_files(rendered))
     cells = []
     for target in plan.targets:
-        dockerfile = rendered[f"images/{target.id}/Dockerfile"]
-        cells.append(_prepare(shop, engine, store, target, dockerfile, evidence, allow_untested))
+        recipe: dict[str, object] = {
+            "dockerfile": rendered[f"images/{target.id}/Dockerfile"],
+            "common": common,
+            "paths": list(target.source.paths),
+        }
+        cells.append(_prepare(shop, engine, store, target, recipe, evidence, allow_untested))
     return cells
+
+
+# What the labels do not tell: they name the source's tree and the series, each by hash. The statements are
+# written from the matrix, so that all else which they name has to be what the build read.
+_RECIPE_DIFFERS: Final = {
+    "dockerfile": "its Dockerfile was another",
+    "common": "the scripts and lists of wheels in images/common were others",
+    "paths": "other parts of the source were read",
+}
 
 
 def _prepare(
@@ -153,7 +167,7 @@ def _prepare(
     engine: Engine,
     store: ImageStore,
     target: Target,
-    dockerfile: str,
+    recipe: Mapping[str, object],
     evidence: Sequence[GivenEvidence],
     allow_untested: bool,
 ) -> Cell:
@@ -174,8 +188,9 @@ def _prepare(
     wanted = labels(target, packed.series)
     wrong = [key for key, value in wanted.items() if packed.image.labels.get(key) != value]
     record = find_record(shop, packed.image)
-    if wrong or (record is not None and record.parts["dockerfile"] != dockerfile):
-        what = f"its label {wrong[0]} is another" if wrong else "its Dockerfile was another"
+    other = [] if record is None else [key for key in recipe if record.parts.get(key) != recipe[key]]
+    if wrong or other:
+        what = f"its label {wrong[0]} is another" if wrong else _RECIPE_DIFFERS[other[0]]
         raise CheckFailed(f"{reference} is not what the matrix says: {what}", hint=f"{build} anew")
     if record is None:
         raise UsageError(

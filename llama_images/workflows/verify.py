@@ -22,7 +22,7 @@ from llama_images.render import LABEL_PREFIX, labels, series_of
 from llama_images.selection import IMAGE, Target, all_targets
 from llama_images.tags import published_tags
 from llama_images.words import counted
-from llama_images.workflows.workshop import Workshop
+from llama_images.workflows.workshop import Workshop, common_hashes
 
 
 @dataclass(slots=True)
@@ -233,11 +233,10 @@ def _built_by(shop: Workshop, provenance: Mapping[str, Any], target: Target) -> 
     engine = definition.get("internalParameters", {}).get("engine", "an unknown engine")
     when = provenance.get("runDetails", {}).get("metadata", {}).get("finishedOn", "at an unknown time")
     rendered = shop.rendered()
-    recipe = {f"images/{target.id}/Dockerfile": rendered[f"images/{target.id}/Dockerfile"].encode()}
-    for path in sorted((shop.root / "images" / "common").iterdir()):
-        recipe[f"images/common/{path.name}"] = path.read_bytes()
-    recipe |= {path: text.encode() for path, text in rendered.items() if path.startswith("images/common/")}
-    hashes = {path: hashlib.sha256(data).hexdigest() for path, data in recipe.items()}
+    dockerfile = f"images/{target.id}/Dockerfile"
+    hashes = {dockerfile: hashlib.sha256(rendered[dockerfile].encode()).hexdigest()}
+    common = common_hashes(shop.common_files(rendered))
+    hashes |= {f"images/common/{name}": digest for name, digest in common.items()}
     same = (
         "other Dockerfile or scripts than"
         if recipe_differs(provenance, hashes)

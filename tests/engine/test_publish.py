@@ -363,6 +363,24 @@ def test_an_image_that_is_not_what_the_matrix_says_is_not_published(press: Press
         press.prepare("cpu")
 
 
+def test_an_image_with_other_wheels_than_the_matrix_names_is_not_published(press: Press) -> None:
+    """The statements would name wheels that are not in it."""
+    press.build("120")
+    press.prepare("120")
+    matrix = press.house.root / "matrix.yaml"
+    text = matrix.read_text()
+    digest = re.findall(r"linux/amd64: ([0-9a-f]{64})", text)[0]
+    matrix.write_text(text.replace(digest, "a" * 64))
+    with pytest.raises(CheckFailed, match="lists of wheels in images/common were others") as caught:
+        press.prepare("120")
+    assert caught.value.hint == "invoke build --arch 120 builds it anew"
+    matrix.write_text(text)
+    press.prepare("120")
+    (press.house.root / "images" / "common" / "stage").write_text("#!/bin/sh\n")
+    with pytest.raises(CheckFailed, match="the scripts"):
+        press.prepare("120")
+
+
 def test_an_image_without_a_record_is_not_published(press: Press) -> None:
     press.build("cpu")
     for path in (press.house.cache / "builds").iterdir():
