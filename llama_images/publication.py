@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from llama_images import oci
-from llama_images.errors import CheckFailed
+from llama_images.errors import CheckFailed, OutsideError
 from llama_images.oci import Descriptor, Manifest
 from llama_images.patch_series import PatchSeries
 from llama_images.ports import PackedImage
@@ -50,22 +50,48 @@ def joined(
     """The index that a fixed tag gets: what it has, and this image.
 
     ``held`` is what the registry has under the tag. An index may gain a platform, and an image in it may turn
-    out to be tested. Raises CheckFailed where the tag already means another image of this platform.
+    out to be tested. Raises CheckFailed where the tag already means another image of this platform, or images
+    that were made of something else: of another commit, say, under the same version.
     """
+    annotations = annotations_of(target, series)
+    raise_it = f"a fixed tag never changes: raise the version of {target.source.name} in matrix.yaml"
     entries = {} if held is None else _platforms(held, tag)
     before = entries.get(platform)
     if before is not None and before.digest != image.digest:
         raise CheckFailed(
             f"the tag {tag} means another image for {platform}, {before.digest[:19]}…; this one is "
             f"{image.digest[:19]}…",
-            hint=f"a fixed tag never changes: raise the version of {target.source.name} in matrix.yaml",
+            hint=raise_it,
         )
+    if held is not None:
+        there = {key: text for key, text in held.annotations.items() if key != TESTED}
+        for key in sorted(there.keys() | annotations.keys()):
+            if there.get(key) != annotations.get(key):
+                raise CheckFailed(
+                    f"the tag {tag} means images of something else: their {key} is {there.get(key)!r}, "
+                    f"this one's {annotations.get(key)!r}",
+                    hint=raise_it,
+                )
     if tested == UNTESTED and before is not None:
         tested = before.annotations.get(TESTED, UNTESTED)
     entries[platform] = replace(image.descriptor, platform=platform, annotations={TESTED: tested})
     marks = {entry.annotations.get(TESTED, UNTESTED) for entry in entries.values()}
     whole = UNTESTED if UNTESTED in marks else ", ".join(sorted(marks))
-    return oci.index(entries.values(), annotations_of(target, series) | {TESTED: whole})
+    return oci.index(entries.values(), annotations | {TESTED: whole})
+
+
+def overtaken(now: Manifest, index: Manifest, tag: str) -> None:
+    """Raise OutsideError where setting a tag to ``index`` would take something from it.
+
+    ``now`` is what the tag should get by what it means at this moment, ``index`` what was made ready for it.
+    """
+    ready = {entry.platform: entry.digest for entry in index.entries}
+    for entry in now.entries:
+        if ready.get(entry.platform) != entry.digest:
+            raise OutsideError(
+                f"the tag {tag} has got another image for {entry.platform} while this one was sent",
+                hint="does somebody else publish there at the same time? The same command goes on",
+            )
 
 
 def _platforms(held: Manifest, tag: str) -> dict[str, Descriptor]:

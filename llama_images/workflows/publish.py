@@ -31,6 +31,7 @@ from llama_images.publication import (
     Move,
     commit_tag_stays,
     joined,
+    overtaken,
     stays,
     unmoved,
 )
@@ -257,9 +258,11 @@ def publish(
         for index in indexes:
             _check_whole(index, repository, registry)
     fixed, moving, kept = _moves(cells, indexes, repository, registry)
+    moves = [*(move for _, move in fixed), *moving]
     if not dry_run:
-        for move in unmoved(fixed):
-            registry.push_manifest(repository.name, move.index, move.tag)
+        for cell, move in fixed:
+            if not move.is_done:
+                _set_fixed(cell, move, repository, registry)
         _move_together(unmoved(moving), repository, registry)
     return [
         Published(
@@ -270,7 +273,7 @@ def publish(
             size_bytes=cell.size_bytes,
             sent_bytes=count,
             tested=index.annotations[TESTED],
-            tags=tuple(_results(cell, (*fixed, *moving), kept)),
+            tags=tuple(_results(cell, moves, kept)),
         )
         for cell, index, count in zip(cells, indexes, sent, strict=True)
     ]
@@ -289,16 +292,28 @@ def _harmless(found: list[Statement], cell: Cell) -> list[Statement]:
     return found
 
 
-def _index(cell: Cell, repository: Repository, registry: Registry) -> Manifest:
+def _index(cell: Cell, repository: Repository, registry: Registry, tag: str | None = None) -> Manifest:
+    """The index that a fixed tag gets by what the registry holds now; that of the version, unless named."""
+    tag = tag or cell.tags.version
     return joined(
-        registry.find(repository.name, cell.tags.version),
+        registry.find(repository.name, tag),
         cell.manifest,
         cell.platform,
         tested=cell.tested,
         target=cell.target,
         series=cell.packed.series,
-        tag=cell.tags.version,
+        tag=tag,
     )
+
+
+def _set_fixed(cell: Cell, move: Move, repository: Repository, registry: Registry) -> None:
+    """Set a tag that never moves. Layers take minutes to send: what it means may be another by now.
+
+    Raises CheckFailed or OutsideError where somebody else has set it; no registry compares and sets at once,
+    so that two calls within the same moment are not told from each other.
+    """
+    overtaken(_index(cell, repository, registry, move.tag), move.index, move.tag)
+    registry.push_manifest(repository.name, move.index, move.tag)
 
 
 def _send(
@@ -382,9 +397,9 @@ def _says(
 
 def _moves(
     cells: Sequence[Cell], indexes: Sequence[Manifest], repository: Repository, registry: Registry
-) -> tuple[list[Move], list[Move], dict[str, str]]:
-    """Fixed tags, moving tags, and those that stay where they are with the reason."""
-    fixed: list[Move] = []
+) -> tuple[list[tuple[Cell, Move]], list[Move], dict[str, str]]:
+    """Fixed tags with what they are for, moving tags, and those that stay where they are with the reason."""
+    fixed: list[tuple[Cell, Move]] = []
     moving: list[Move] = []
     kept: dict[str, str] = {}
     for cell, index in zip(cells, indexes, strict=True):
@@ -395,10 +410,13 @@ def _moves(
                 why = commit_tag_stays(held, index)
             elif tag in cell.tags.moving:
                 why = stays(held, index)
+            move = Move(tag=tag, index=index, before=held)
             if why is not None:
                 kept[tag] = why
+            elif tag in cell.tags.moving:
+                moving.append(move)
             else:
-                (moving if tag in cell.tags.moving else fixed).append(Move(tag=tag, index=index, before=held))
+                fixed.append((cell, move))
     return fixed, moving, kept
 
 

@@ -9,6 +9,7 @@ import secrets
 import subprocess
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,7 @@ def cells(press: Press) -> list[Cell]:
 
 
 VERSION = "0.1.0"
+DATE = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def fixed(press: Press) -> list[str]:
@@ -298,6 +300,66 @@ def test_a_fixed_tag_never_becomes_another_image(press: Press, front: Proxy, cel
     assert {tag: press.tag(tag) for tag in fixed(press)} == before
 
 
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_fixed_tag_that_somebody_sets_meanwhile_is_left_alone(
+    press: Press, cells: list[Cell], monkeypatch: pytest.MonkeyPatch, which: int
+) -> None:
+    """Two machines have built the same version; the other's tag appears while this one's layers are sent."""
+    (cell, _), name = cells, press.repository.name
+    tag = cell.tags.all[which]
+    config = oci.published_config({**json.loads(cell.packed.files.configuration), "os": "linux"}, DATE)
+    other = oci.image_manifest(oci.Descriptor.of(config, oci.CONFIG), [], cell.manifest.annotations)
+    entry = replace(other.descriptor, platform=cell.platform, annotations={TESTED: "no"})
+    index = oci.index([entry], {**cell.manifest.annotations, TESTED: "no"})
+    real = module._check_whole
+
+    def meanwhile(*arguments: Any) -> None:
+        real(*arguments)
+        press.registry.push_bytes(name, config, oci.CONFIG)
+        press.registry.push_manifest(name, other)
+        press.registry.push_manifest(name, index, tag)
+
+    monkeypatch.setattr(module, "_check_whole", meanwhile)
+    with pytest.raises(CheckFailed, match=rf"the tag {tag} means another image for linux/amd64"):
+        press.publish([cell])
+    assert press.tag(tag) == index.digest
+    assert press.tag("cpu") is None
+
+
+def test_a_platform_that_joins_meanwhile_is_not_lost(
+    press: Press, cells: list[Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = module._check_whole
+
+    def meanwhile(*arguments: Any) -> None:
+        monkeypatch.setattr(module, "_check_whole", real)
+        real(*arguments)
+        press.publish([arm(cells[0])])
+
+    monkeypatch.setattr(module, "_check_whole", meanwhile)
+    with pytest.raises(OutsideError, match=r"has got another image for linux/arm64 while") as caught:
+        press.publish(cells[:1])
+    assert "The same command goes on" in str(caught.value.hint)
+    press.publish(cells[:1])
+    for tag in cells[0].tags.all:
+        index = press.registry.manifest(press.repository.name, tag)
+        assert [entry.platform for entry in index.entries] == ["linux/amd64", "linux/arm64"]
+
+
+def test_platforms_of_different_sources_do_not_join(press: Press, cells: list[Cell]) -> None:
+    """The pin was raised between two machines, the version was not."""
+    (first,) = press.publish(cells[:1])
+    press.edit("commit: 10a2613a", "commit: 20a2613a")
+    press.build("cpu")
+    (cell,) = press.prepare("cpu")
+    with pytest.raises(
+        CheckFailed, match=r"0\.1\.0-cpu means images of something else: their org\.\S+\.revision is '10a"
+    ) as caught:
+        press.publish([arm(cell)])
+    assert "raise the version of pr24423" in str(caught.value.hint)
+    assert press.tag("0.1.0-cpu") == first.index
+
+
 def test_a_tag_of_somebody_else_is_left_alone(press: Press, cells: list[Cell]) -> None:
     press.registry.push_bytes(press.repository.name, b"{}", oci.CONFIG)
     foreign = oci.image_manifest(oci.Descriptor.of(b"{}", oci.CONFIG), [], {})
@@ -401,7 +463,7 @@ def test_what_stands_on_an_unpinned_image_is_not_published(press: Press) -> None
 
 
 def test_a_clock_in_the_past_is_noticed(press: Press, monkeypatch: pytest.MonkeyPatch) -> None:
-    from datetime import UTC, datetime, tzinfo
+    from datetime import tzinfo
 
     class Past(datetime):
         @classmethod
