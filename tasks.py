@@ -106,6 +106,7 @@ from llama_images.workflows.suite import (
     run_suite,
     suite_cases,
 )
+from llama_images.workflows.tagging import move_tags
 from llama_images.workflows.verify import verify as run_verify
 from llama_images.workflows.workshop import Workshop, built_image, write_or_remove
 
@@ -1017,6 +1018,8 @@ _REGISTRY_HELP = {"registry": "HOST/NAMESPACE, as in ghcr.io/me/llama-diffusion;
         "allow_untested": "publish what has no evidence too, and mark it as untested",
         "mount_from": "another repository of the registry that may have the layers; repeatable",
         "dry_run": "show every tag, digest and size, and send nothing",
+        "move": "move the moving tags (on by default); without, only those that never move are set",
+        "move_only": "move them to what is published already, once every platform of a version is there",
     },
 )
 @_command
@@ -1032,6 +1035,8 @@ def publish(
     key: str = "",
     allow_untested: bool = False,
     dry_run: bool = False,
+    move: bool = True,
+    move_only: bool = False,
 ) -> None:
     """Push tested images, say and sign what they are, and move the tags once all of it is there."""
     shop = _workshop()
@@ -1039,6 +1044,14 @@ def publish(
         raise UsageError("no --registry given", hint=f"name one: {_REGISTRY_HELP['registry']}")
     repository = parse_repository(registry)
     _check_words(shop, arch, flavor, base or None)
+    if move_only:
+        if not move:
+            raise UsageError("--move-only has no use with --no-move", hint="leave one of them out")
+        targets = select(shop.matrix, arch, flavors=flavor, base=base or None, native=_native).targets
+        client = _registry(shop, repository.host, writes=not dry_run)
+        moved = move_tags(shop, targets, repository, client, dry_run=dry_run)
+        shop.reporter.line(tables.moved_table(repository, moved, dry_run=dry_run))
+        return
     signer = None if dry_run else load_signer(Path(key) if key else None, shop.environment)
     given = read_evidence(shop, [Path(file) for file in evidence])
     chosen = _engine(shop, engine or None)
@@ -1061,6 +1074,7 @@ def publish(
         signer,
         mount_from=mount_from,
         dry_run=dry_run,
+        move=move,
     )
     shop.reporter.line(tables.published_table(repository, results, dry_run=dry_run))
 

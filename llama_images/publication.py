@@ -6,7 +6,7 @@ stopped, and that nothing which was published under a fixed tag becomes somethin
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -108,14 +108,25 @@ def _platforms(held: Manifest, tag: str) -> dict[str, Descriptor]:
     return found
 
 
-def stays(held: Manifest | None, index: Manifest) -> str | None:
-    """Why a moving tag stays where it is, in words; None where it moves to ``index``."""
+def stays(held: Manifest | None, index: Manifest, platforms: Collection[str]) -> str | None:
+    """Why a moving tag stays where it is, in words; None where it moves to ``index``.
+
+    ``platforms`` are those that the matrix has for it: none of them is taken from who pulls by the tag.
+    """
     if held is None or held.digest == index.digest:
         return None
     before, now = version_of(held.annotations), version_of(index.annotations)
     if before is not None and now is not None and before > now:
         return f"stays at {held.annotations[VERSION]}, which is newer"
-    return None
+    lost = (_platform_names(held) - _platform_names(index)) & set(platforms)
+    return f"stays until {' and '.join(sorted(lost))} is published too" if lost else None
+
+
+def _platform_names(held: Manifest) -> set[str]:
+    try:
+        return {entry.platform for entry in held.entries if entry.platform is not None}
+    except oci.NotOci:
+        return set()  # somebody else's
 
 
 def commit_tag_stays(held: Manifest | None, index: Manifest) -> str | None:

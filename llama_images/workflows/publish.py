@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from llama_images import oci
 from llama_images.attestation import EVIDENCE, KINDS, PROVENANCE, SBOM, Statement, attached, may_hold
 from llama_images.build_record import BuildRecord
 from llama_images.clearance import GivenEvidence, fitting, parse_evidence
-from llama_images.errors import CheckFailed, LlamaImagesError, OutsideError, UsageError
+from llama_images.errors import CheckFailed, UsageError
 from llama_images.imageroot import LeakSearch
 from llama_images.oci import Descriptor, Manifest
 from llama_images.plan import Plan, unpinned
@@ -41,6 +41,7 @@ from llama_images.selection import Target, local_reference
 from llama_images.tags import Tags
 from llama_images.workflows.build import find_record
 from llama_images.workflows.pack import Packed, pack
+from llama_images.workflows.tagging import TagResult, check_whole, move_together, results_of
 from llama_images.workflows.workshop import Workshop, common_hashes
 
 
@@ -81,14 +82,7 @@ class Cell:
         return sum(layer.size for layer in self.manifest.layers)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TagResult:
-    """What became of one tag, or what would become of it."""
-
-    tag: str
-    digest: str
-    change: Literal["new", "moves", "as it is", "stays"]
-    why: str = ""
+NOT_MOVED: Final = "not moved, as it was asked for"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -237,9 +231,11 @@ def publish(
     *,
     mount_from: Sequence[str] = (),
     dry_run: bool = False,
+    move: bool = True,
 ) -> list[Published]:
     """Bring prepared images into a registry; in a dry run, say what would change and change nothing.
 
+    Without ``move`` the moving tags stay as they are, for ``tagging.move_tags`` once all platforms are there.
     ``signer`` may be None in a dry run alone. Raises CheckFailed where a fixed tag means another image, and
     OutsideError where the registry fails; the moving tags are then as they were, and the same call goes on.
     """
@@ -256,14 +252,14 @@ def publish(
                     _attach(statement, cell, repository, registry, signer, activity)
                 registry.push_manifest(repository.name, index)
         for index in indexes:
-            _check_whole(index, repository, registry)
-    fixed, moving, kept = _moves(cells, indexes, repository, registry)
-    moves = [*(move for _, move in fixed), *moving]
+            check_whole(index, repository, registry)
+    fixed, moving, kept = _moves(cells, indexes, repository, registry, move)
+    moves = [*(wanted for _, wanted in fixed), *moving]
     if not dry_run:
-        for cell, move in fixed:
-            if not move.is_done:
-                _set_fixed(cell, move, repository, registry)
-        _move_together(unmoved(moving), repository, registry)
+        for cell, wanted in fixed:
+            if not wanted.is_done:
+                _set_fixed(cell, wanted, repository, registry)
+        move_together(unmoved(moving), repository, registry)
     return [
         Published(
             target=cell.target,
@@ -273,7 +269,7 @@ def publish(
             size_bytes=cell.size_bytes,
             sent_bytes=count,
             tested=index.annotations[TESTED],
-            tags=tuple(_results(cell, moves, kept)),
+            tags=results_of(cell.tags.all, moves, kept),
         )
         for cell, index, count in zip(cells, indexes, sent, strict=True)
     ]
@@ -335,29 +331,6 @@ def _send(
     return sent
 
 
-def _check_whole(index: Manifest, repository: Repository, registry: Registry) -> None:
-    """Look once more at all that a tag is about to mean, also at platforms that another machine published.
-
-    Raises OutsideError where a part is missing or is something else.
-    """
-    for entry in index.entries:
-        what = f"{repository}@{entry.digest} for {entry.platform}"
-        try:
-            image = registry.manifest(repository.name, entry.digest)
-            missing = [
-                blob for blob in (image.config, *image.layers) if not registry.has_blob(repository.name, blob)
-            ]
-        except oci.NotOci as error:
-            raise OutsideError(
-                f"{what} is no image: {error}", hint="remove the tag there, and publish it anew"
-            ) from None
-        if missing:
-            raise OutsideError(
-                f"{what} lacks {missing[0].digest}, so no tag has changed",
-                hint="publish it again from where it was built: what is missing is sent",
-            )
-
-
 def _progress(activity: Activity, doing: str, size: int) -> Callable[[int], None]:
     return lambda count: activity.update(f"{doing}: {count / 1e6:.1f} of {size / 1e6:.1f} MB of a layer")
 
@@ -396,7 +369,11 @@ def _says(
 
 
 def _moves(
-    cells: Sequence[Cell], indexes: Sequence[Manifest], repository: Repository, registry: Registry
+    cells: Sequence[Cell],
+    indexes: Sequence[Manifest],
+    repository: Repository,
+    registry: Registry,
+    move: bool,
 ) -> tuple[list[tuple[Cell, Move]], list[Move], dict[str, str]]:
     """Fixed tags with what they are for, moving tags, and those that stay where they are with the reason."""
     fixed: list[tuple[Cell, Move]] = []
@@ -409,59 +386,15 @@ def _moves(
             if tag == cell.tags.commit:
                 why = commit_tag_stays(held, index)
             elif tag in cell.tags.moving:
-                why = stays(held, index)
-            move = Move(tag=tag, index=index, before=held)
+                why = NOT_MOVED if not move else stays(held, index, cell.target.architecture.platforms)
+            wanted = Move(tag=tag, index=index, before=held)
             if why is not None:
                 kept[tag] = why
             elif tag in cell.tags.moving:
-                moving.append(move)
+                moving.append(wanted)
             else:
-                fixed.append((cell, move))
+                fixed.append((cell, wanted))
     return fixed, moving, kept
-
-
-def _move_together(moves: Sequence[Move], repository: Repository, registry: Registry) -> None:
-    """Move every tag, or none: where one fails, those that have moved go back."""
-    done: list[Move] = []
-    try:
-        for move in moves:
-            done.append(move)  # a move whose answer is lost may have been made
-            registry.push_manifest(repository.name, move.index, move.tag)
-    except BaseException as error:
-        left = [move.tag for move in reversed(done) if not _move_back(move, repository, registry)]
-        if left and isinstance(error, LlamaImagesError):
-            raise OutsideError(
-                f"{error.message}; {', '.join(left)} could not be moved back",
-                hint="the same command goes on, and moves them all",
-            ) from None
-        raise
-
-
-def _move_back(move: Move, repository: Repository, registry: Registry) -> bool:
-    try:
-        if move.before is not None:
-            registry.push_manifest(repository.name, move.before, move.tag)
-            return True
-        # A tag that was not there can't be taken away again: registries delete manifests, not names.
-        return registry.find(repository.name, move.tag) is None
-    except OutsideError:
-        return False
-
-
-def _results(cell: Cell, moves: Sequence[Move], kept: dict[str, str]) -> list[TagResult]:
-    found = []
-    for tag in cell.tags.all:
-        if tag in kept:
-            found.append(TagResult(tag=tag, digest="", change="stays", why=kept[tag]))
-            continue
-        (move,) = (move for move in moves if move.tag == tag)
-        change: Literal["new", "moves", "as it is"] = "moves"
-        if move.is_done:
-            change = "as it is"
-        elif move.before is None:
-            change = "new"
-        found.append(TagResult(tag=tag, digest=move.index.digest, change=change))
-    return found
 
 
 # --- what is said about an image ------------------------------------------------------------------

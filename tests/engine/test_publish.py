@@ -32,6 +32,7 @@ from llama_images.workflows import publish as module
 from llama_images.workflows.prune import plan_pruning, prune
 from llama_images.workflows.publish import Cell, read_evidence
 from llama_images.workflows.scan import scan
+from llama_images.workflows.tagging import check_whole, move_tags
 from llama_images.workflows.verify import Verification, verify
 from tests.engine.publishing import Press, evidence, evidence_document
 from tests.engine.registries import Fault, Proxy, needs_registry, proxy, serving
@@ -193,6 +194,47 @@ def test_platforms_join_in_one_index_one_after_the_other(press: Press, cells: li
     assert re.fullmatch(r"linux/amd64 sha256:\S+, \S+ MB; linux/arm64 sha256:\S+, \S+ MB", platforms)
 
 
+def test_a_new_version_takes_no_platform_from_a_moving_tag(press: Press, cells: list[Cell]) -> None:
+    """Who pulls on the other platform keeps the older version until there is a newer one for it."""
+    press.publish(cells[:1])
+    (first,) = press.publish([arm(cells[0])])
+    press.edit(f"    version: {VERSION}\n", "    version: 0.2.0\n")
+    press.program = "the program, second build"
+    press.build("cpu")
+    (cell,) = press.prepare("cpu")
+    (second,) = press.publish([cell])
+    why = {tag.tag: tag.why for tag in second.tags}["cpu"]
+    assert why == "stays until linux/arm64 is published too"
+    assert press.tag("cpu") == first.index
+    assert press.tag("0.2.0-cpu") == second.index
+    (third,) = press.publish([arm(cell)])
+    assert press.tag("cpu") == third.index
+    assert len(press.registry.manifest(press.repository.name, "cpu").entries) == 2
+
+
+def test_moving_tags_can_be_left_for_the_end(press: Press, cells: list[Cell]) -> None:
+    """Each machine publishes its platform, and one call moves the tags."""
+    shop, targets = press.house.shop(), [cell.target for cell in cells]
+    with pytest.raises(CheckFailed, match=r"0\.1\.0-cpu is not there, so no tag has moved"):
+        move_tags(shop, targets, press.repository, press.registry)
+    published = press.publish(cells, move=False)
+    published = press.publish([arm(cells[0]), cells[1]], move=False)
+    assert [tag.change for tag in published[0].tags] == ["moves", "moves", "stays"]
+    assert (press.tag("cpu"), press.tag("stock-cpu")) == (None, None)
+    said = move_tags(shop, targets, press.repository, press.registry, dry_run=True)
+    assert press.tag("cpu") is None
+    moved = move_tags(shop, targets, press.repository, press.registry)
+    assert moved == said
+    assert [(tag.tag, tag.change, tag.digest) for tag in moved] == [
+        ("cpu", "new", published[0].index),
+        ("stock-cpu", "new", published[1].index),
+    ]
+    assert (press.tag("cpu"), press.tag("stock-cpu")) == (published[0].index, published[1].index)
+    press.edit("commit: 10a2613a", "commit: 20a2613a")
+    with pytest.raises(CheckFailed, match="is of something else than this matrix says"):
+        move_tags(press.house.shop(), targets, press.repository, press.registry)
+
+
 @pytest.mark.engine
 def test_an_engine_pulls_the_image_of_its_platform(
     press: Press, host: str, cells: list[Cell], docker_engine: DockerEngine
@@ -311,7 +353,7 @@ def test_a_fixed_tag_that_somebody_sets_meanwhile_is_left_alone(
     other = oci.image_manifest(oci.Descriptor.of(config, oci.CONFIG), [], cell.manifest.annotations)
     entry = replace(other.descriptor, platform=cell.platform, annotations={TESTED: "no"})
     index = oci.index([entry], {**cell.manifest.annotations, TESTED: "no"})
-    real = module._check_whole
+    real = check_whole
 
     def meanwhile(*arguments: Any) -> None:
         real(*arguments)
@@ -319,7 +361,7 @@ def test_a_fixed_tag_that_somebody_sets_meanwhile_is_left_alone(
         press.registry.push_manifest(name, other)
         press.registry.push_manifest(name, index, tag)
 
-    monkeypatch.setattr(module, "_check_whole", meanwhile)
+    monkeypatch.setattr(module, "check_whole", meanwhile)
     with pytest.raises(CheckFailed, match=rf"the tag {tag} means another image for linux/amd64"):
         press.publish([cell])
     assert press.tag(tag) == index.digest
@@ -329,14 +371,14 @@ def test_a_fixed_tag_that_somebody_sets_meanwhile_is_left_alone(
 def test_a_platform_that_joins_meanwhile_is_not_lost(
     press: Press, cells: list[Cell], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = module._check_whole
+    real = check_whole
 
     def meanwhile(*arguments: Any) -> None:
-        monkeypatch.setattr(module, "_check_whole", real)
+        monkeypatch.setattr(module, "check_whole", real)
         real(*arguments)
         press.publish([arm(cells[0])])
 
-    monkeypatch.setattr(module, "_check_whole", meanwhile)
+    monkeypatch.setattr(module, "check_whole", meanwhile)
     with pytest.raises(OutsideError, match=r"has got another image for linux/arm64 while") as caught:
         press.publish(cells[:1])
     assert "The same command goes on" in str(caught.value.hint)
