@@ -20,7 +20,7 @@ from llama_images.attestation import EVIDENCE, KINDS, PROVENANCE, SBOM, Statemen
 from llama_images.build_record import BuildRecord
 from llama_images.clearance import GivenEvidence, fitting, parse_evidence
 from llama_images.errors import CheckFailed, UsageError
-from llama_images.imageroot import LeakSearch
+from llama_images.imageroot import search
 from llama_images.oci import Descriptor, Manifest
 from llama_images.plan import Plan, unpinned
 from llama_images.ports import Activity, Engine, ImageStore, Registry, Signer
@@ -278,11 +278,9 @@ def publish(
 def _harmless(found: list[Statement], cell: Cell) -> list[Statement]:
     """Statements are for everybody: none may hold a secret, such as evidence that quotes a command line."""
     for statement in found:
-        search = LeakSearch()
-        search.feed(statement.encode())
-        if search.found:
+        if leaks := search(statement.encode()):
             raise CheckFailed(
-                f"the {KINDS[statement.predicate_type]} of {cell.target.id} holds {search.found[0]}",
+                f"the {KINDS[statement.predicate_type]} of {cell.target.id} holds {leaks[0]}",
                 hint="it is not published",
             )
     return found
