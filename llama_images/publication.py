@@ -22,13 +22,16 @@ VERSION: Final = "org.opencontainers.image.version"
 TESTED: Final = f"{LABEL_PREFIX}.tested"
 """Annotation of an index, and of each image in it: the tier of the tests that it has passed, or "no"."""
 
+TARGET: Final = f"{LABEL_PREFIX}.target"
+"""Annotation of an index and of an image: which target it is."""
+
 UNTESTED: Final = "no"
 
 
 def annotations_of(target: Target, series: PatchSeries | None) -> dict[str, str]:
     """The annotations of an image's manifest: its labels of OCI's own, and the version it is published as."""
     own = {key: text for key, text in labels(target, series).items() if key.startswith("org.opencontainers.")}
-    return own | {VERSION: target.source.version, f"{LABEL_PREFIX}.target": target.id}
+    return own | {VERSION: target.source.version, TARGET: target.id}
 
 
 def image_of(packed: PackedImage, target: Target, series: PatchSeries | None) -> Manifest:

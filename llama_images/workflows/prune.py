@@ -9,7 +9,7 @@ from llama_images import oci
 from llama_images.errors import UsageError
 from llama_images.oci import Manifest
 from llama_images.ports import Registry, Reporter
-from llama_images.publication import version_of
+from llama_images.publication import TARGET, version_of
 from llama_images.references import Repository
 from llama_images.tags import parse_fixed
 
@@ -92,9 +92,12 @@ def _lists_referrers(tag: str) -> bool:
 
 
 def _version(tag: str, manifest: Manifest) -> Version | None:
-    """The version that a fixed tag belongs to; None of every other tag."""
+    """The version that a fixed tag of ours belongs to; None of every other tag.
+
+    A repository may hold other things under names like ours: a tag is ours only where what it means says so.
+    """
     fixed = parse_fixed(tag)
-    if fixed is None:
+    if fixed is None or not fixed.is_of(manifest.annotations.get(TARGET, "")):
         return None
     return fixed.version if fixed.version is not None else version_of(manifest.annotations)
 

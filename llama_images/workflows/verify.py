@@ -16,9 +16,9 @@ from llama_images.oci import Manifest
 from llama_images.patch_series import PatchSeries
 from llama_images.ports import Registry, Verifier
 from llama_images.provenance import builder_named, differences, recipe_differs
-from llama_images.publication import TESTED, UNTESTED, VERSION, annotations_of
+from llama_images.publication import TARGET, TESTED, UNTESTED, VERSION, annotations_of
 from llama_images.references import Reference
-from llama_images.render import LABEL_PREFIX, labels, series_of
+from llama_images.render import labels, series_of
 from llama_images.selection import IMAGE, Target, all_targets
 from llama_images.tags import published_tags
 from llama_images.words import counted
@@ -97,7 +97,7 @@ def _images(registry: Registry, name: str, top: Manifest) -> Iterator[_Image]:
 
 
 def _target_of(shop: Workshop, manifest: Manifest, reference: Reference) -> Target:
-    named = manifest.annotations.get(f"{LABEL_PREFIX}.target")
+    named = manifest.annotations.get(TARGET)
     for target in all_targets(shop.matrix):
         if target.id == named:
             return target

@@ -940,6 +940,29 @@ def test_an_image_that_a_newer_index_still_names_stays(press: Press, history: li
     press.registry.read_image(name, "kept-by-hand")
 
 
+def test_tags_of_others_stay_whatever_they_look_like(press: Press, history: list[module.Published]) -> None:
+    """Somebody keeps other images in the same repository, with versions of their own."""
+    name = press.repository.name
+    press.registry.push_bytes(name, b"{}", oci.CONFIG)
+    config = oci.Descriptor.of(b"{}", oci.CONFIG)
+    version = {"org.opencontainers.image.version": "0.0.1"}
+    target = {"io.github.llama-images.target": "cpu"}
+    theirs = {
+        "0.0.1-server": oci.image_manifest(config, [], version),
+        "beta-0.0.1-cpu": oci.image_manifest(config, [], version | target),
+        "0.0.1-cuda12.0-sm89": oci.image_manifest(config, [], version | target | {"x": "another"}),
+        "0123456789ab"[:9] + "-server": oci.image_manifest(config, [], version | {"x": "by commit"}),
+    }
+    for tag, manifest in theirs.items():
+        press.registry.push_manifest(name, manifest, tag)
+    pruning = plan_pruning(press.registry, press.repository, 1)
+    assert pruning.kept_versions == ("0.10.1",)
+    assert "0.2.0-cpu" in pruning.tags
+    assert not theirs.keys() & {*pruning.tags, *pruning.spared}
+    prune(press.registry, press.repository, pruning, press.house.reporter)
+    assert {tag: press.tag(tag) for tag in theirs} == {tag: one.digest for tag, one in theirs.items()}
+
+
 def test_what_is_tagged_meanwhile_stays(press: Press, history: list[module.Published]) -> None:
     name = press.repository.name
     pruning = plan_pruning(press.registry, press.repository, 1)
