@@ -21,8 +21,8 @@ import requests
 from llama_images import oci
 from llama_images.adapters.credentials import Login, docker_login
 from llama_images.adapters.network import is_loopback
-from llama_images.adapters.registry_http import Again, Body, Missing, Refused, RegistryHttp
-from llama_images.errors import OutsideError
+from llama_images.adapters.registry_http import Again, Body, RegistryHttp
+from llama_images.errors import Missing, OutsideError, Refused
 from llama_images.oci import Descriptor, Manifest
 from llama_images.ports import HeldImage
 

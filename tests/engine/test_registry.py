@@ -355,7 +355,7 @@ def test_what_is_no_image_is_told_so(body: bytes) -> None:
         client.read_image("a", "t")
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://[::1]:9/", "http://no-such-host.invalid"])
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://[::1]:9/", "https://no-such-host.invalid"])
 def test_a_registry_that_is_not_there_is_one_clear_line(url: str) -> None:
     with pytest.raises(OutsideError, match=r"^the registry .* can't be reached: ") as caught:
         RegistryClient(url, timeout=2).tags("a")
