@@ -145,7 +145,7 @@ def commit_tag_stays(held: Manifest | None, index: Manifest) -> str | None:
 def version_of(values: Mapping[str, str]) -> tuple[int, ...] | None:
     """The version in a manifest's annotations, to be compared; None where there is none."""
     parts = values.get(VERSION, "").split(".")
-    return tuple(int(part) for part in parts) if all(part.isdigit() for part in parts) else None
+    return tuple(int(part) for part in parts) if all(part.isdecimal() for part in parts) else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -19,7 +19,7 @@ from llama_images import oci
 from llama_images.attestation import EVIDENCE, KINDS, PROVENANCE, SBOM, Statement, attached, may_hold
 from llama_images.build_record import BuildRecord
 from llama_images.clearance import GivenEvidence, fitting, parse_evidence
-from llama_images.errors import CheckFailed, UsageError
+from llama_images.errors import BadAnswer, CheckFailed, UsageError
 from llama_images.imageroot import search
 from llama_images.oci import Descriptor, Manifest
 from llama_images.plan import Plan, unpinned
@@ -362,8 +362,8 @@ def _says(
     try:
         (layer,) = registry.manifest(repository.name, referrer.digest).layers
         return signer.verifier.open(registry.blob(repository.name, layer.digest)) == payload
-    except (CheckFailed, oci.NotOci, ValueError):
-        return False  # somebody else's, or another kind of thing
+    except (BadAnswer, CheckFailed, oci.NotOci, ValueError):
+        return False  # somebody else's, another kind of thing, or broken
 
 
 def _moves(

@@ -11,7 +11,7 @@ from typing import Any
 from llama_images import oci
 from llama_images.attestation import EVIDENCE, KINDS, PROVENANCE, SBOM, Statement, may_hold
 from llama_images.clearance import summary_of
-from llama_images.errors import CheckFailed
+from llama_images.errors import BadAnswer, CheckFailed
 from llama_images.oci import Manifest
 from llama_images.patch_series import PatchSeries
 from llama_images.ports import Registry, Verifier
@@ -147,7 +147,7 @@ def _collect(registry: Registry, name: str, image: _Image, verifier: Verifier, c
             except (oci.NotOci, ValueError):
                 refused[kind].append("it is no attachment of ours")
                 continue
-            except CheckFailed as error:
+            except (BadAnswer, CheckFailed) as error:  # anybody may attach anything: the others count
                 refused[kind].append(error.message)
                 continue
             statement = Statement.parse(payload)
@@ -257,7 +257,7 @@ def _tested(images: list[_Image]) -> str:
 def _json(data: bytes) -> Mapping[str, Any]:
     try:
         value = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise oci.NotOci("its configuration is no JSON object")

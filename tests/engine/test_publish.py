@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from llama_images import oci
 from llama_images.adapters.docker import DockerEngine
@@ -22,7 +23,7 @@ from llama_images.adapters.process import SystemPrograms
 from llama_images.adapters.registry_client import RegistryClient
 from llama_images.adapters.signing import KeySigner
 from llama_images.attestation import EVIDENCE, PROVENANCE, SBOM, Statement, attached
-from llama_images.errors import CheckFailed, OutsideError, UsageError
+from llama_images.errors import BadAnswer, CheckFailed, OutsideError, UsageError
 from llama_images.oci import Manifest
 from llama_images.plan import choose, make_plan
 from llama_images.publication import TESTED, image_of
@@ -754,8 +755,6 @@ def test_an_untested_image_says_so(press: Press, cells: list[Cell]) -> None:
 
 
 def test_another_key_is_no_publisher(press: Press, cells: list[Cell]) -> None:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
     press.publish(cells)
     other = KeySigner(Ed25519PrivateKey.generate())
     problems = verification(press, "cpu", other).problems
@@ -837,6 +836,53 @@ def test_a_platform_that_the_index_only_claims_is_found(press: Press, cells: lis
     press.registry.push_manifest(press.repository.name, lie, "cpu")
     problems = verification(press, "cpu").problems
     assert "linux/arm64: the image is for linux/amd64" in problems
+
+
+def broken_bundles(press: Press, cell: Cell) -> None:
+    """What anybody with write access may attach: nested without end, gone, huge, or of two kinds at once."""
+    name, client = press.repository.name, press.registry
+    for number, data in enumerate((b"[" * 100_000, b"gone", bytes((32 << 20) + 1))):
+        kind = [SBOM, PROVENANCE, EVIDENCE][number]
+        manifest = attached(cell.manifest.descriptor, data, kind)
+        client.push_bytes(name, oci.EMPTY_JSON, oci.EMPTY)
+        client.push_bytes(name, data, manifest.layers[0].media_type)
+        client.push_referrer(name, manifest)
+
+
+def test_broken_attachments_stop_neither_publishing_nor_verifying(
+    press: Press, front: Proxy, cells: list[Cell]
+) -> None:
+    press.publish(cells[:1])
+    broken_bundles(press, cells[0])
+    gone = oci.digest_of(b"gone")
+    front.faults.append(Fault("GET", f"blobs/{gone}", status=404, times=99))
+    assert verification(press, "cpu").problems == ()
+    before = press.registry.referrers(press.repository.name, cells[0].manifest.digest)
+    press.publish(cells[:1])
+    assert press.registry.referrers(press.repository.name, cells[0].manifest.digest) == before
+    other = verification(press, "cpu", KeySigner(Ed25519PrivateKey.generate()))
+    assert any("is no signed statement" in text for text in other.problems)
+    assert any(f"has no {press.repository.name}@{gone}" in text for text in other.problems)
+    assert any("sent more than 33554432 bytes" in text for text in other.problems)
+
+
+def test_an_answer_of_two_kinds_is_taken_for_neither(press: Press, front: Proxy, cells: list[Cell]) -> None:
+    press.publish(cells[:1])
+    for headers in ({"Content-Type": oci.MANIFEST}, {"Content-Type": oci.DOCKER_LIST}):
+        front.faults.append(Fault("GET", f"{MANIFESTS}cpu$", headers=headers))
+        with pytest.raises(BadAnswer, match=r"sent no manifest for \S+:cpu: it calls itself"):
+            press.registry.manifest(press.repository.name, "cpu")
+
+
+def test_annotations_of_another_form_are_one_line(press: Press, front: Proxy, cells: list[Cell]) -> None:
+    """This registry takes no such manifest; others do."""
+    odd = Manifest.made({**cells[0].manifest.content, "annotations": ["a"]})
+    index = oci.index([replace(odd.descriptor, platform="linux/amd64")])
+    for reference, answer in (("odd", index), (odd.digest, odd)):
+        path = f"{MANIFESTS}{reference}$"
+        front.faults.append(Fault("GET", path, 200, {"Content-Type": answer.media_type}, answer.raw))
+    with pytest.raises(CheckFailed, match="it calls itself None"):
+        verification(press, "odd")
 
 
 def test_a_statement_with_a_lie_that_the_publisher_signed_is_held_against_the_matrix(
@@ -963,6 +1009,19 @@ def test_tags_of_others_stay_whatever_they_look_like(press: Press, history: list
     assert not theirs.keys() & {*pruning.tags, *pruning.spared}
     prune(press.registry, press.repository, pruning, press.house.reporter)
     assert {tag: press.tag(tag) for tag in theirs} == {tag: one.digest for tag, one in theirs.items()}
+
+
+def test_an_index_that_can_not_be_read_keeps_everything(
+    press: Press, front: Proxy, history: list[module.Published]
+) -> None:
+    """Somebody's index names its images by SHA-512: what it needs is not known."""
+    entry = {"mediaType": oci.MANIFEST, "digest": "sha512:" + "1" * 128, "size": 1}
+    body = oci.encode({"schemaVersion": 2, "mediaType": oci.INDEX, "manifests": [entry]})
+    press.registry.push_manifest(press.repository.name, oci.index([]), "theirs")
+    theirs = Fault("GET", f"{MANIFESTS}theirs$", status=200, headers={"Content-Type": oci.INDEX}, body=body)
+    front.faults.append(replace(theirs, times=99))
+    with pytest.raises(OutsideError, match="can't be read, so nothing can be removed"):
+        plan_pruning(press.registry, press.repository, 1)
 
 
 def test_what_is_tagged_meanwhile_stays(press: Press, history: list[module.Published]) -> None:
