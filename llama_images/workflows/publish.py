@@ -107,19 +107,28 @@ class Published:
 
 
 def read_evidence(shop: Workshop, files: Sequence[Path]) -> tuple[GivenEvidence, ...]:
-    """The evidence in ``files``, or in the cache's folder where none is named. Raises UsageError."""
-    found: list[GivenEvidence] = []
-    for path in files or sorted((shop.cache / "evidence").glob("*.json")):
+    """The evidence in ``files``, or in the cache's folder where none is named.
+
+    A failure that the cache knows of counts all the same: naming a better run does not undo it. Raises
+    UsageError.
+    """
+    named = [evidence for path in files if (evidence := _read_evidence(path)) is not None]
+    cached: list[GivenEvidence] = []
+    for path in sorted((shop.cache / "evidence").glob("*.json")):
         try:
-            evidence = parse_evidence(path.read_bytes(), str(path))
-            found += [] if evidence is None else [evidence]
-        except OSError as error:
-            raise UsageError(f"the evidence {path} can't be read: {error.strerror or error}") from None
+            evidence = _read_evidence(path)
         except UsageError as error:
-            if files:
-                raise
             shop.reporter.warn(f"passed over: {error.message}")
-    return tuple(found)
+        else:
+            cached += [] if evidence is None or (files and not evidence.has_failed) else [evidence]
+    return (*named, *cached)
+
+
+def _read_evidence(path: Path) -> GivenEvidence | None:
+    try:
+        return parse_evidence(path.read_bytes(), str(path))
+    except OSError as error:
+        raise UsageError(f"the evidence {path} can't be read: {error.strerror or error}") from None
 
 
 def prepare(

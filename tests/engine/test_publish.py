@@ -324,6 +324,14 @@ def test_evidence_is_read_from_the_cache_or_from_files(press: Press, tmp_path: P
     (folder / "b.json").write_text("{")
     assert [one.tier for one in read_evidence(shop, [])] == ["gpu"]
     assert any("passed over: " in line and "b.json" in line for line in press.house.reporter.lines)
+    good, bad = tmp_path / "good.json", folder / "c.json"
+    good.write_text(evidence_document(cell))
+    assert [one.name for one in read_evidence(shop, [good])] == [str(good)]
+    bad.write_text(evidence_document(cell, cases=[case("one", "failed")]))
+    given = read_evidence(shop, [good])
+    assert [one.name for one in given] == [str(good), str(bad)]
+    with pytest.raises(CheckFailed, match=r"did not pass its tests: \S+c\.json: 1 of 1 case"):
+        press.prepare("120", evidence=given, allow_untested=True)
     with pytest.raises(UsageError, match=r"b\.json is no test evidence"):
         read_evidence(shop, [folder / "b.json"])
     with pytest.raises(UsageError, match="can't be read: No such file"):
