@@ -59,7 +59,7 @@ from llama_images.references import parse_reference, parse_repository
 from llama_images.render import drift, drifted_paths, series_of
 from llama_images.selection import Target, local_reference, make_target, select
 from llama_images.synthetic import ModelInfo, Size, write_model
-from llama_images.words import counted
+from llama_images.words import counted, printable
 from llama_images.workflows.bench import (
     HOST,
     BenchRequest,
@@ -133,9 +133,10 @@ def _command(body: Callable[..., None]) -> Callable[..., None]:
             body(*args, **kwargs)
             sys.stdout.flush()
         except LlamaImagesError as error:
-            print(f"error: {error.message}", file=sys.stderr)
+            # Messages quote outside systems: a registry's words, names and annotations in it.
+            print(f"error: {printable(error.message)}", file=sys.stderr)
             if error.hint:
-                print(f"hint: {error.hint}", file=sys.stderr)
+                print(f"hint: {printable(error.hint)}", file=sys.stderr)
             raise SystemExit(error.exit_code) from None
         except KeyboardInterrupt:
             print("interrupted; what was finished stays, run the same command to go on", file=sys.stderr)
@@ -1093,7 +1094,7 @@ def verify(c: Context, ref: str, key: str = "") -> None:
     reference = parse_reference(ref)
     verifier = load_verifier(Path(key) if key else None, shop.environment)
     result = run_verify(shop, reference, _registry(shop, reference.repository.host), verifier)
-    print(tables.verification_table(result))
+    print(printable(tables.verification_table(result)))
     if result.problems:
         for problem in result.problems:
             shop.reporter.warn(problem)
