@@ -1050,7 +1050,8 @@ def publish(
             raise UsageError("--move-only has no use with --no-move", hint="leave one of them out")
         targets = select(shop.matrix, arch, flavors=flavor, base=base or None, native=_native).targets
         client = _registry(shop, repository.host, writes=not dry_run)
-        moved = move_tags(shop, targets, repository, client, dry_run=dry_run)
+        with termination_as_interrupt():  # a cancelled job must not leave tags half moved
+            moved = move_tags(shop, targets, repository, client, dry_run=dry_run)
         shop.reporter.line(tables.moved_table(repository, moved, dry_run=dry_run))
         return
     signer = None if dry_run else load_signer(Path(key) if key else None, shop.environment)
@@ -1067,16 +1068,17 @@ def publish(
         evidence=given,
         allow_untested=allow_untested,
     )
-    results = run_publish(
-        shop,
-        cells,
-        repository,
-        _registry(shop, repository.host, writes=not dry_run),
-        signer,
-        mount_from=mount_from,
-        dry_run=dry_run,
-        move=move,
-    )
+    with termination_as_interrupt():
+        results = run_publish(
+            shop,
+            cells,
+            repository,
+            _registry(shop, repository.host, writes=not dry_run),
+            signer,
+            mount_from=mount_from,
+            dry_run=dry_run,
+            move=move,
+        )
     shop.reporter.line(tables.published_table(repository, results, dry_run=dry_run))
 
 
@@ -1108,22 +1110,26 @@ def verify(c: Context, ref: str, key: str = "") -> None:
 @task(
     help={
         **_REGISTRY_HELP,
-        "keep": "how many versions stay, the newest",
+        "keep": "how many versions stay, the newest; 3 by default",
         "apply": "remove them; without it, only say what would go",
     }
 )
 @_command
-def prune(c: Context, registry: str = "", keep: int = 3, apply: bool = False) -> None:
+def prune(c: Context, registry: str = "", keep: str = "3", apply: bool = False) -> None:
     """Remove old versions from a registry; never what a moving tag or an index needs."""
     shop = _workshop()
+    number = _number(keep, "--keep")
+    if number is None:
+        raise UsageError("--keep: no number given", hint="how many versions stay, 3 by default")
     if not registry:
         raise UsageError("no --registry given", hint=f"name one: {_REGISTRY_HELP['registry']}")
     repository = parse_repository(registry)
     client = _registry(shop, repository.host)
     with shop.reporter.activity(f"look through {repository}"):
-        pruning = plan_pruning(client, repository, keep)
+        pruning = plan_pruning(client, repository, number)
     if apply:
-        run_prune(client, repository, pruning, shop.reporter)
+        with termination_as_interrupt():
+            run_prune(client, repository, pruning, shop.reporter)
     shop.reporter.line(tables.pruning_table(repository, pruning, applied=apply))
 
 

@@ -268,7 +268,7 @@ def publish(
         for cell, wanted in fixed:
             if not wanted.is_done:
                 _set_fixed(cell, wanted, repository, registry)
-        move_together(unmoved(moving), repository, registry)
+        move_together(unmoved(moving), repository, registry, shop.reporter)
     return [
         Published(
             target=cell.target,

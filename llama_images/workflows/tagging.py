@@ -13,7 +13,7 @@ from typing import Literal
 from llama_images import oci
 from llama_images.errors import CheckFailed, LlamaImagesError, OutsideError
 from llama_images.oci import Manifest
-from llama_images.ports import Registry
+from llama_images.ports import Registry, Reporter
 from llama_images.publication import TESTED, Move, annotations_of, stays, unmoved
 from llama_images.references import Repository
 from llama_images.render import series_of
@@ -55,15 +55,25 @@ def check_whole(index: Manifest, repository: Repository, registry: Registry) -> 
             )
 
 
-def move_together(moves: Sequence[Move], repository: Repository, registry: Registry) -> None:
-    """Move every tag, or none: where one fails, those that have moved go back."""
+def move_together(
+    moves: Sequence[Move], repository: Repository, registry: Registry, reporter: Reporter
+) -> None:
+    """Move every tag, or none: where one fails, those that have moved go back. What can't is said."""
     done: list[Move] = []
     try:
         for move in moves:
             done.append(move)  # a move whose answer is lost may have been made
             registry.push_manifest(repository.name, move.index, move.tag)
     except BaseException as error:
-        left = [move.tag for move in reversed(done) if not _move_back(move, repository, registry)]
+        left = [move.tag for move in reversed(done)]
+        try:
+            for move in reversed(done):
+                if _move_back(move, repository, registry):
+                    left.remove(move.tag)
+        finally:
+            # Also where it is interrupted once more: else nobody knows what the tags mean.
+            if left:
+                reporter.warn(f"{', '.join(left)} could not be moved back; the same command moves them all")
         if left and isinstance(error, LlamaImagesError):
             raise OutsideError(
                 f"{error.message}; {', '.join(left)} could not be moved back",
@@ -132,7 +142,7 @@ def move_tags(
             else:
                 moves.append(Move(tag=tag, index=index, before=held))
     if not dry_run:
-        move_together(unmoved(moves), repository, registry)
+        move_together(unmoved(moves), repository, registry, shop.reporter)
     return results_of(names, moves, kept)
 
 

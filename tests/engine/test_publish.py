@@ -707,6 +707,31 @@ def test_ctrl_c_between_two_moves_takes_the_first_back(
     assert (press.tag("cpu"), press.tag("stock-cpu")) == (first[0].index, first[1].index)
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_what_an_interrupted_call_leaves_moved_is_said(
+    press: Press, front: Proxy, cells: list[Cell], monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    """The registry does not take the tag back, or the way back is interrupted too."""
+    first = press.publish(cells)
+    later = second_version(press)
+    real = press.registry.push_manifest
+
+    def interrupted(repository: str, manifest: Manifest, tag: str | None = None) -> None:
+        if tag == "stock-cpu" and manifest.digest != first[1].index:
+            raise KeyboardInterrupt
+        if tag == "cpu" and manifest.digest == first[0].index:
+            raise KeyboardInterrupt if again else OutsideError("it is away")
+        real(repository, manifest, tag)
+
+    monkeypatch.setattr(press.registry, "push_manifest", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        press.publish(later)
+    assert press.tag("cpu") != first[0].index
+    assert press.house.reporter.lines[-1] == (
+        "warning: cpu could not be moved back; the same command moves them all"
+    )
+
+
 def test_a_tag_that_can_not_be_moved_back_is_named(press: Press, front: Proxy, cells: list[Cell]) -> None:
     press.publish(cells)
     later = second_version(press)
