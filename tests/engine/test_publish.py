@@ -6,9 +6,11 @@ import json
 import os
 import re
 import secrets
+import signal
 import subprocess
+import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+import tasks
 from llama_images import oci
 from llama_images.adapters.docker import DockerEngine
 from llama_images.adapters.image_store import CachedImages
@@ -26,9 +29,11 @@ from llama_images.attestation import EVIDENCE, PROVENANCE, SBOM, Statement, atta
 from llama_images.errors import BadAnswer, CheckFailed, OutsideError, UsageError
 from llama_images.oci import Manifest
 from llama_images.plan import choose, make_plan
-from llama_images.publication import TESTED, image_of
+from llama_images.publication import TESTED, annotations_of, image_of
 from llama_images.references import Reference, Repository
+from llama_images.render import series_of
 from llama_images.selection import local_reference, select
+from llama_images.tags import published_tags
 from llama_images.workflows import publish as module
 from llama_images.workflows.prune import plan_pruning, prune
 from llama_images.workflows.publish import Cell, read_evidence
@@ -730,6 +735,54 @@ def test_what_an_interrupted_call_leaves_moved_is_said(
     assert press.house.reporter.lines[-1] == (
         "warning: cpu could not be moved back; the same command moves them all"
     )
+
+
+@dataclass
+class Termination(Fault):
+    """Ends a process in the middle of a request, as a cancelled job does."""
+
+    process: subprocess.Popen[str] | None = None
+
+    def strikes(self, method: str, path: str) -> bool:
+        found = super().strikes(method, path)
+        if found and self.process is not None:
+            self.process.send_signal(signal.SIGTERM)
+        return found
+
+
+def test_a_cancelled_job_moves_its_tags_back(press: Press, front: Proxy, tmp_path: Path) -> None:
+    """The real command, with the repository's own matrix."""
+    name, client, shop = press.repository.name, press.registry, tasks._workshop()
+    before = oci.index([])
+    client.push_bytes(name, b"{}", oci.CONFIG)
+    client.push_manifest(name, before, "cpu")
+    for target in select(shop.matrix, ["cpu"], flavors=["patched", "stock"], native=tuple).targets:
+        series = series_of(target, shop.series)
+        annotations = annotations_of(target, series)
+        image = oci.image_manifest(oci.Descriptor.of(b"{}", oci.CONFIG), [], annotations)
+        client.push_manifest(name, image)
+        entries = [replace(image.descriptor, platform="linux/amd64", annotations={TESTED: "no"})]
+        tag = published_tags(shop.matrix, target, series).version
+        client.push_manifest(name, oci.index(entries, {**annotations, TESTED: "no"}), tag)
+    fault = Termination("PUT", f"{MANIFESTS}stock-cpu$", 503, {"Retry-After": "60"})
+    front.faults.append(fault)
+    words = ["publish", "--arch", "cpu", "--flavor", "patched", "--flavor", "stock", "--move-only"]
+    fault.process = subprocess.Popen(
+        [sys.executable, "-m", "invoke", *words, "--registry", str(press.repository)],
+        cwd=tasks.ROOT,
+        env={**os.environ, "LLAMA_IMAGES_CACHE": str(tmp_path / "cache")},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with fault.process as process:
+        try:
+            said = process.communicate(timeout=60)[1]
+        finally:
+            process.kill()
+    assert process.returncode == 130, said
+    assert said.splitlines()[-1].startswith("interrupted; ")
+    assert front.count("PUT", f"{MANIFESTS}cpu ") == 3, "set before, moved, and moved back"
+    assert press.tag("cpu") == before.digest
 
 
 def test_a_tag_that_can_not_be_moved_back_is_named(press: Press, front: Proxy, cells: list[Cell]) -> None:
