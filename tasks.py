@@ -68,7 +68,7 @@ from llama_images.references import parse_reference, parse_repository
 from llama_images.render import drift, drifted_paths, series_of
 from llama_images.selection import Target, local_reference, make_target, select
 from llama_images.synthetic import ModelInfo, Size, write_model
-from llama_images.words import counted
+from llama_images.words import counted, printable
 from llama_images.workflows.bench import (
     HOST,
     BenchRequest,
@@ -115,6 +115,7 @@ from llama_images.workflows.suite import (
     run_suite,
     suite_cases,
 )
+from llama_images.workflows.tagging import move_tags
 from llama_images.workflows.verify import verify as run_verify
 from llama_images.workflows.workshop import Workshop, built_image, write_or_remove
 
@@ -1055,6 +1056,8 @@ _REGISTRY_HELP = {"registry": "HOST/NAMESPACE, as in ghcr.io/me/llama-diffusion;
         "allow_untested": "publish what has no evidence too, and mark it as untested",
         "mount_from": "another repository of the registry that may have the layers; repeatable",
         "dry_run": "show every tag, digest and size, and send nothing",
+        "move": "move the moving tags (on by default); without, only those that never move are set",
+        "move_only": "move them to what is published already, once every platform of a version is there",
     },
 )
 @guarded
@@ -1070,6 +1073,8 @@ def publish(
     key: str = "",
     allow_untested: bool = False,
     dry_run: bool = False,
+    move: bool = True,
+    move_only: bool = False,
 ) -> None:
     """Push tested images, say and sign what they are, and move the tags once all of it is there."""
     shop = _workshop()
@@ -1077,6 +1082,15 @@ def publish(
         raise UsageError("no --registry given", hint=f"name one: {_REGISTRY_HELP['registry']}")
     repository = parse_repository(registry)
     _check_words(shop, arch, flavor, base or None)
+    if move_only:
+        if not move:
+            raise UsageError("--move-only has no use with --no-move", hint="leave one of them out")
+        targets = select(shop.matrix, arch, flavors=flavor, base=base or None, native=_native).targets
+        client = _registry(shop, repository.host, writes=not dry_run)
+        with termination_as_interrupt():  # a cancelled job must not leave tags half moved
+            moved = move_tags(shop, targets, repository, client, dry_run=dry_run)
+        shop.reporter.line(tables.moved_table(repository, moved, dry_run=dry_run))
+        return
     signer = None if dry_run else load_signer(Path(key) if key else None, shop.environment)
     given = read_evidence(shop, [Path(file) for file in evidence])
     chosen = _engine(shop, engine or None)
@@ -1091,15 +1105,17 @@ def publish(
         evidence=given,
         allow_untested=allow_untested,
     )
-    results = run_publish(
-        shop,
-        cells,
-        repository,
-        _registry(shop, repository.host, writes=not dry_run),
-        signer,
-        mount_from=mount_from,
-        dry_run=dry_run,
-    )
+    with termination_as_interrupt():
+        results = run_publish(
+            shop,
+            cells,
+            repository,
+            _registry(shop, repository.host, writes=not dry_run),
+            signer,
+            mount_from=mount_from,
+            dry_run=dry_run,
+            move=move,
+        )
     shop.reporter.line(tables.published_table(repository, results, dry_run=dry_run))
 
 
@@ -1117,7 +1133,7 @@ def verify(c: Context, ref: str, key: str = "") -> None:
     reference = parse_reference(ref)
     verifier = load_verifier(Path(key) if key else None, shop.environment)
     result = run_verify(shop, reference, _registry(shop, reference.repository.host), verifier)
-    print(tables.verification_table(result))
+    print(printable(tables.verification_table(result)))
     if result.problems:
         for problem in result.problems:
             shop.reporter.warn(problem)
@@ -1131,22 +1147,26 @@ def verify(c: Context, ref: str, key: str = "") -> None:
 @task(
     help={
         **_REGISTRY_HELP,
-        "keep": "how many versions stay, the newest",
+        "keep": "how many versions stay, the newest; 3 by default",
         "apply": "remove them; without it, only say what would go",
     }
 )
 @guarded
-def prune(c: Context, registry: str = "", keep: int = 3, apply: bool = False) -> None:
+def prune(c: Context, registry: str = "", keep: str = "3", apply: bool = False) -> None:
     """Remove old versions from a registry; never what a moving tag or an index needs."""
     shop = _workshop()
+    number = _number(keep, "--keep")
+    if number is None:
+        raise UsageError("--keep: no number given", hint="how many versions stay, 3 by default")
     if not registry:
         raise UsageError("no --registry given", hint=f"name one: {_REGISTRY_HELP['registry']}")
     repository = parse_repository(registry)
     client = _registry(shop, repository.host)
     with shop.reporter.activity(f"look through {repository}"):
-        pruning = plan_pruning(client, repository, keep)
+        pruning = plan_pruning(client, repository, number)
     if apply:
-        run_prune(client, repository, pruning, shop.reporter)
+        with termination_as_interrupt():
+            run_prune(client, repository, pruning, shop.reporter)
     shop.reporter.line(tables.pruning_table(repository, pruning, applied=apply))
 
 

@@ -70,7 +70,7 @@ class Statement:
                 predicate_type=str(value["predicateType"]),
                 predicate=value["predicate"],
             )
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             return None
 
 

@@ -44,7 +44,7 @@ from llama_images.redaction import Self
 from llama_images.report import image_rows, report_text
 from llama_images.screens import Screen, doctor_json, doctor_screen, fit_json, fit_screen, run_summary
 from llama_images.selection import build_command, local_reference
-from llama_images.words import counted
+from llama_images.words import counted, printable
 from llama_images.workflows.doctor import examine
 from llama_images.workflows.files import replace_file
 from llama_images.workflows.fit import cards_of, command_of, container_command_of, read_model
@@ -87,9 +87,10 @@ def guarded(body: Callable[..., None]) -> Callable[..., None]:
             body(*args, **kwargs)
             sys.stdout.flush()
         except LlamaImagesError as error:
-            print(f"error: {error.message}", file=sys.stderr)
+            # Messages quote outside systems: a registry's words, names and annotations in it.
+            print(f"error: {printable(error.message)}", file=sys.stderr)
             if error.hint:
-                print(f"hint: {error.hint}", file=sys.stderr)
+                print(f"hint: {printable(error.hint)}", file=sys.stderr)
             raise SystemExit(error.exit_code) from None
         except KeyboardInterrupt as stop:
             left = "what was finished stays, run the same command to go on"

@@ -53,3 +53,19 @@ class Interrupted(KeyboardInterrupt):
 
 class TimedOut(OutsideError):
     """A program outlived the time that it was given, and was ended."""
+
+
+class BadAnswer(OutsideError):
+    """An outside system answers, and not with what was asked for: another try would change nothing."""
+
+
+class Missing(BadAnswer):
+    """It does not have it."""
+
+
+class Refused(BadAnswer):
+    """It answers with an error."""
+
+    status: int = 0
+    code: str = ""
+    """A registry's own word for it: ``DIGEST_INVALID``."""

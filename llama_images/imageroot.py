@@ -247,16 +247,22 @@ def judge_layers(layers: Iterable[LayerContents]) -> tuple[Finding, ...]:
 
 def judge_configuration(configuration: bytes) -> Finding:
     """The same for an image's configuration: variables, labels, and the commands of its history."""
-    search = LeakSearch()
-    search.feed(configuration)
-    complaints = [f"it holds {leak}" for leak in search.found]
-    if _URL_WITH_PASSWORD.search(configuration):
-        complaints.append("it holds an address with a password")
+    complaints = [f"it holds {leak}" for leak in search(configuration)]
     return Finding(
         name="nothing secret in the configuration",
         passed=not complaints,
         detail=_few(complaints) or "as wanted",
     )
+
+
+def search(data: bytes) -> tuple[str, ...]:
+    """Kinds of secrets in a whole document: keys, tokens, addresses with a password, and proxies; sorted."""
+    leaks = LeakSearch()
+    leaks.feed(data)
+    found = list(leaks.found)
+    found += [_ADDRESS] if _URL_WITH_PASSWORD.search(data) else []
+    found += [_PROXY_SETTING] if _PROXY_SET.search(data) else []
+    return tuple(sorted(found))
 
 
 class LeakSearch:
@@ -293,13 +299,26 @@ _LEAK_NAMES = {
     "slack": "a Slack token",
 }
 _LEAK_MARKS = (
-    *(b"PRIVATE KEY-----", b"ghp_", b"gho_", b"ghu_", b"ghs_", b"ghr_", b"github_pat_", b"glpat-"),
+    *(
+        b"PRIVATE KEY-----",
+        b"PRIVATE KEY BLOCK-----",
+        b"ghp_",
+        b"gho_",
+        b"ghu_",
+        b"ghs_",
+        b"ghr_",
+        b"github_pat_",
+        b"glpat-",
+    ),
     *(b"AKIA", b"ASIA", b"dckr_pat_", b"hf_", b"pypi-AgEI", b"xox"),
 )
 """Each kind of secret has one of these in it."""
 
 _LEAKS = re.compile(
-    rb"(?P<key>-----BEGIN (?:[A-Z]+ )?PRIVATE KEY-----\s+[A-Za-z0-9+/]{16})"
+    # What PEM allows: words in front, as in ENCRYPTED SIGSTORE PRIVATE KEY, and headers such as Proc-Type. In
+    # JSON the end of a line is written \n.
+    rb"(?P<key>-----BEGIN (?:[A-Z0-9]+ ){0,4}PRIVATE KEY(?: BLOCK)?-----(?:\s|\\+[nrt]){1,16}"
+    rb"(?:[A-Za-z-]{1,32}:[^\r\n\\]{0,100}(?:\s|\\+[nrt]){1,16}){0,3}[A-Za-z0-9+/]{16})"
     rb"|(?P<github>\b(?:gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{60,90}))\b"
     rb"|(?P<gitlab>\bglpat-[A-Za-z0-9_-]{20,40})"
     rb"|(?P<aws>\b(?:AKIA|ASIA)[0-9A-Z]{16}\b)"
@@ -308,7 +327,14 @@ _LEAKS = re.compile(
     rb"|(?P<pypi>\bpypi-AgEI[A-Za-z0-9_-]{50,400})"
     rb"|(?P<slack>\bxox[abprs]-[0-9]{8,}-[A-Za-z0-9-]{10,})"
 )
-_URL_WITH_PASSWORD = re.compile(rb"://[^/\s:@\"']+:[^/\s:@\"']+@[A-Za-z0-9]")
+_ADDRESS = "an address with a password"
+_URL_WITH_PASSWORD = re.compile(rb"://[^/\s:@\"']{0,256}:[^/\s@\"']{1,256}@[A-Za-z0-9\[]")
+_PROXY_SETTING = "a proxy's address"
+_PROXY_SET = re.compile(
+    rb"(?<![A-Za-z0-9_])(?:https?|ftp|all)_proxy\\*[\"']?(?:=|\s*:[ \t]*)\\*[\"']?[A-Za-z0-9\[]",
+    re.IGNORECASE,
+)
+"""As a variable is set: ``https_proxy=http://…``, in JSON or not; not where one is only handed on."""
 
 
 def _few(complaints: list[str]) -> str:
@@ -379,12 +405,10 @@ def _secrets(root: Root, _: RootExpectation) -> Iterator[str]:
         elif entry.size and _under(entry.path, "/run/secrets", "/var/run/secrets"):
             yield f"{entry.path} is a build secret"
         elif entry.content and entry.elf is None:
-            search = LeakSearch()
-            search.feed(entry.content)
-            if _URL_WITH_PASSWORD.search(entry.content):
-                yield f"{entry.path} holds an address with a password"
-            for leak in search.found:
-                yield f"{entry.path} holds {leak}"
+            for leak in search(entry.content):
+                # A script may name a proxy that is nobody's; where one would be used, `_proxies` finds it.
+                if leak != _PROXY_SETTING:
+                    yield f"{entry.path} holds {leak}"
 
 
 def _proxies(root: Root, _: RootExpectation) -> Iterator[str]:

@@ -23,6 +23,14 @@ EMPTY: Final = "application/vnd.oci.empty.v1+json"
 DOCKER_MANIFEST: Final = "application/vnd.docker.distribution.manifest.v2+json"
 DOCKER_LIST: Final = "application/vnd.docker.distribution.manifest.list.v2+json"
 
+_SHAPES: Final[Mapping[str, str]] = {
+    INDEX: "manifests",
+    DOCKER_LIST: "manifests",
+    MANIFEST: "config",
+    DOCKER_MANIFEST: "config",
+}
+"""What each kind of manifest has."""
+
 EMPTY_JSON: Final = b"{}"
 """The content of an empty configuration."""
 
@@ -114,6 +122,30 @@ class Manifest:
         raw = encode(content)
         return cls(digest=digest_of(raw), media_type=content["mediaType"], content=content, raw=raw)
 
+    @classmethod
+    def read(cls, raw: bytes, stated: str = "") -> Self:
+        """The manifest or index in a registry's answer; ``stated`` is the media type that came with it.
+
+        Raises NotOci where it could be read as two things: where types or shape disagree, one reader takes it
+        for an image, the next for an index of others.
+        """
+        try:
+            content = json.loads(raw)
+        except (ValueError, RecursionError):
+            content = None
+        if not isinstance(content, dict):
+            raise NotOci("it is no JSON object")
+        own = content.get("mediaType")
+        media_type = stated if stated in _SHAPES or not isinstance(own, str) else own
+        if own is not None and own != media_type:
+            raise NotOci(f"it calls itself {own!r}, and came as {stated}")
+        shape = {"manifests"} & content.keys() or {"config"} & content.keys()
+        if "manifests" in content and {"config", "layers"} & content.keys():
+            raise NotOci("it is an index and an image at once")
+        if media_type in _SHAPES and shape != {_SHAPES[media_type]}:
+            raise NotOci(f"it is no {media_type}: it has no {_SHAPES[media_type]}")
+        return cls(digest=digest_of(raw), media_type=media_type, content=content, raw=raw)
+
     @property
     def descriptor(self) -> Descriptor:
         """The manifest as another document names it, with its own annotations and kind of artifact."""
@@ -126,7 +158,7 @@ class Manifest:
             digest=self.digest,
             size=len(self.raw),
             artifact_type=kind,
-            annotations=self.content.get("annotations") or {},
+            annotations=self.annotations,
         )
 
     @property
@@ -135,7 +167,9 @@ class Manifest:
 
     @property
     def annotations(self) -> Mapping[str, str]:
-        return self.content.get("annotations") or {}
+        """None where it has them in another form."""
+        values = self.content.get("annotations")
+        return {str(key): str(text) for key, text in values.items()} if isinstance(values, dict) else {}
 
     @property
     def entries(self) -> tuple[Descriptor, ...]:

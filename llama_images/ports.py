@@ -11,7 +11,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from llama_images.imageroot import LayerContents
 from llama_images.oci import Descriptor, Manifest
@@ -473,6 +473,10 @@ class ImageStore(Protocol):
         """Enter a packed image into the layout under a name, so that other tools can read it from there."""
 
 
+SMALL_BLOB: Final = 32 << 20
+"""Bytes of a blob that is read as a whole: a configuration, a signed statement."""
+
+
 class RegistryReader(Protocol):
     """Questions to a registry."""
 
@@ -487,7 +491,7 @@ class Registry(RegistryReader, Protocol):
     """A registry that is filled. ``repository`` is a name without host and tag.
 
     Every method raises OutsideError, in one line, where the registry can't be reached, refuses, or alters
-    what it is given or gives.
+    what it is given or gives. BadAnswer says that it is this one thing which can't be had.
     """
 
     def manifest(self, repository: str, reference: str) -> Manifest:
@@ -495,7 +499,7 @@ class Registry(RegistryReader, Protocol):
 
     def find(self, repository: str, reference: str) -> Manifest | None: ...
     def blob(self, repository: str, digest: str) -> bytes:
-        """A whole blob, checked against its digest; for small ones."""
+        """A whole blob, checked against its digest; for small ones. Raises BadAnswer above SMALL_BLOB."""
 
     def read_blob(
         self, repository: str, digest: str, size: int, on_bytes: Callable[[int], None] = ...

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from llama_images.workflows.scan import ScanResult
     from llama_images.workflows.series import CheckedSeries
     from llama_images.workflows.smoke import SmokeResult
+    from llama_images.workflows.tagging import TagResult
     from llama_images.workflows.verify import Verification
 
 WIDTH = 100
@@ -411,6 +412,13 @@ def published_table(repository: Repository, results: Sequence[Published], *, dry
         text += f"\nmarked as untested: {', '.join(untested)}"
     done = "would be published to" if dry_run else "published to"
     return f"{text}\n{counted(len(results), 'image', 'images')} {done} {repository}"
+
+
+def moved_table(repository: Repository, results: Sequence[TagResult], *, dry_run: bool) -> str:
+    """Every moving tag, and what became of it, or would."""
+    rows = [[tag.tag, tag.change, tag.why or tag.digest] for tag in results]
+    text = table(("tag", "change", "digest"), rows, width=160)
+    return f"{text}\n{'as it would be' if dry_run else 'as it is'} in {repository}"
 
 
 def verification_table(result: Verification) -> str:

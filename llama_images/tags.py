@@ -14,7 +14,7 @@ from typing import Final
 
 from llama_images.errors import UsageError
 from llama_images.matrix import Matrix
-from llama_images.matrix_fields import VERSION
+from llama_images.matrix_fields import FLAVORS, VERSION
 from llama_images.patch_series import PatchSeries
 from llama_images.render import build_commit
 from llama_images.selection import Target, make_target
@@ -25,7 +25,7 @@ NEWEST: Final = "portable"
 
 _LONGEST: Final = 128  # OCI distribution specification, "Pulling manifests"
 _FIXED: Final = re.compile(
-    rf"(?:(?P<flavor>[a-z]+)-)?(?:(?P<version>{VERSION})|(?P<commit>[0-9a-f]{{9}}(?:-[0-9a-f]{{12}})?))"
+    rf"(?:(?P<flavor>{'|'.join(FLAVORS)})-)?(?:(?P<version>{VERSION})|(?P<commit>[0-9a-f]{{9}}(?:-[0-9a-f]{{12}})?))"
     r"(?:-cuda(?P<cuda>[0-9.]+))?-(?P<name>[a-z][a-z0-9._-]*)"
 )
 
@@ -79,6 +79,11 @@ class FixedTag:
     """None in a tag by commit."""
     name: str
     """``sm120``, with the flavor in front as in the moving tag."""
+
+    def is_of(self, target: str) -> bool:
+        """Whether an image of that target (``sm120-stock``) can have it, by this matrix or an older one."""
+        flavor, _, rest = self.name.partition("-")
+        return self.name == target or (flavor in FLAVORS and target == f"{rest}-{flavor}")
 
 
 def parse_fixed(tag: str) -> FixedTag | None:

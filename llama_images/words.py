@@ -2,6 +2,19 @@
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
+_CONTROL: Final = re.compile(
+    r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
+)
+"""Escape sequences and other control characters."""
+
+
+def printable(text: str) -> str:
+    """The text without what a terminal obeys: a compiler, a model or a registry may send such things."""
+    return _CONTROL.sub("", text)
+
 
 def last_line(text: str, *, otherwise: str) -> str:
     """The last line of a program's output that is not empty, without space around it."""

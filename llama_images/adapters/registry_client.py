@@ -21,12 +21,15 @@ import requests
 from llama_images import oci
 from llama_images.adapters.credentials import Login, docker_login
 from llama_images.adapters.network import is_loopback
-from llama_images.adapters.registry_http import Again, Body, Missing, Refused, RegistryHttp
-from llama_images.errors import OutsideError
+from llama_images.adapters.registry_http import Again, Body, RegistryHttp
+from llama_images.errors import BadAnswer, Missing, OutsideError, Refused
 from llama_images.oci import Descriptor, Manifest
-from llama_images.ports import HeldImage
+from llama_images.ports import SMALL_BLOB, HeldImage
 
 ACCEPTED: Final = (oci.INDEX, oci.MANIFEST, oci.DOCKER_LIST, oci.DOCKER_MANIFEST)
+
+MANIFEST_LIMIT: Final = 4 << 20
+"""Bytes; what registries take by the distribution specification, "Pushing manifests"."""
 
 _CHUNK: Final = 1 << 20
 _PAGES: Final = 1000
@@ -54,26 +57,27 @@ class RegistryClient:
     def manifest(self, repository: str, reference: str) -> Manifest:
         """A manifest or an index by tag or by digest."""
         what = _named(repository, reference)
-        answer = self._http.ask(
-            "GET",
+        answer, raw = self._whole(
             f"/v2/{repository}/manifests/{reference}",
             what,
             scope=f"{repository}:{self._reads}",
             headers={"Accept": ", ".join(ACCEPTED)},
+            limit=MANIFEST_LIMIT,
         )
-        found = oci.digest_of(answer.content)
+        found = oci.digest_of(raw)
         stated = answer.headers.get("Docker-Content-Digest", found)
         wanted = reference if oci.is_digest(reference) else stated
         if {stated, wanted} != {found}:
-            raise OutsideError(
+            raise BadAnswer(
                 f"{self._name} sent {found} for {what} and said {stated}",
                 hint="something on the way alters it: try without a proxy",
             )
-        content = self._json(answer, what)
-        media_type = answer.headers.get("Content-Type", "").partition(";")[0] or str(
-            content.get("mediaType", "")
-        )
-        return Manifest(digest=found, media_type=media_type, content=content, raw=answer.content)
+        try:
+            return Manifest.read(raw, answer.headers.get("Content-Type", "").partition(";")[0].strip())
+        except oci.NotOci as error:
+            raise BadAnswer(
+                f"{self._name} sent no manifest for {what}: {error}", hint="check the name; is it a registry?"
+            ) from None
 
     def find(self, repository: str, reference: str) -> Manifest | None:
         """The same, or None where the registry does not have it."""
@@ -83,19 +87,42 @@ class RegistryClient:
             return None
 
     def blob(self, repository: str, digest: str) -> bytes:
-        """A whole blob, checked against its digest; meant for small ones, not for layers."""
+        """A whole blob, checked against its digest; for small ones, of at most ``ports.SMALL_BLOB`` bytes."""
         what = _named(repository, digest)
-        answer = self._http.ask(
-            "GET",
+        _, data = self._whole(
             f"/v2/{repository}/blobs/{digest}",
             what,
             scope=f"{repository}:{self._reads}",
             headers=_ANYTHING,
+            limit=SMALL_BLOB,
         )
-        found = oci.digest_of(answer.content)
+        found = oci.digest_of(data)
         if found != digest:
-            raise OutsideError(f"{self._name} sent {found} for {what}", hint="fetch it again")
-        return answer.content
+            raise BadAnswer(f"{self._name} sent {found} for {what}", hint="fetch it again")
+        return data
+
+    def _whole(
+        self, path: str, what: str, *, scope: str, headers: Mapping[str, str], limit: int
+    ) -> tuple[requests.Response, bytes]:
+        """An answer and its body, of which no more than ``limit`` bytes are ever held."""
+
+        def once() -> tuple[requests.Response, bytes]:
+            answer = self._http.ask("GET", path, what, scope=scope, headers=headers, stream=True, again=False)
+            data = bytearray()
+            with answer, self._http.reading():
+                for chunk in answer.iter_content(_CHUNK):
+                    data += chunk
+                    if len(data) > limit:
+                        raise BadAnswer(
+                            f"{self._name} sent more than {limit} bytes for {what}", hint="what is it?"
+                        )
+            return answer, bytes(data)
+
+        try:
+            found: tuple[requests.Response, bytes] = self._http.retrying()(once)
+        except Again as error:
+            raise self._http.given_up(error) from None
+        return found
 
     def read_image(self, repository: str, reference: str) -> HeldImage:
         """Read an image through, see ``ports.RegistryReader``; no layer is held as a whole."""
@@ -168,7 +195,7 @@ class RegistryClient:
         except Missing:
             return False
         length = answer.headers.get("Content-Length", "")
-        if length.isdigit():
+        if length.isdecimal():
             self._compare_size(what, int(length), blob.size)
         return True
 
@@ -390,10 +417,10 @@ class RegistryClient:
     def _json(self, answer: requests.Response, what: str) -> Mapping[str, Any]:
         try:
             content = answer.json()
-        except requests.JSONDecodeError:
+        except (requests.JSONDecodeError, RecursionError):
             content = None
         if not isinstance(content, dict):
-            raise OutsideError(f"{self._name} sent no JSON object for {what}", hint="is it a registry?")
+            raise BadAnswer(f"{self._name} sent no JSON object for {what}", hint="is it a registry?")
         return content
 
 
@@ -463,7 +490,7 @@ class _Upload:
             return 0
         self._moved(answer)
         first, _, last = answer.headers.get("Range", "").removeprefix("bytes=").partition("-")
-        if first != "0" or not last.isdigit() or int(last) >= self.blob.size:
+        if first != "0" or not last.isdecimal() or int(last) >= self.blob.size:
             self._location = ""
             return 0
         # "0-0" stands for nothing as well as for one byte (distribution specification, "Pushing a blob in

@@ -29,7 +29,7 @@ from urllib3.exceptions import NewConnectionError
 
 from llama_images.adapters.credentials import Credentials, Login, nobody
 from llama_images.adapters.network import causes, is_loopback, reason
-from llama_images.errors import OutsideError
+from llama_images.errors import BadAnswer, Missing, OutsideError, Refused
 
 TRIES: Final = 5
 """How often a request is made before it is given up."""
@@ -44,23 +44,11 @@ _AGAIN: Final = frozenset({408, 429, 500, 502, 503, 504})
 _CLIENT: Final = "llama-images"
 
 
-class Missing(OutsideError):  # noqa: N818 - says what is wrong, as CheckFailed does
-    """The registry answers, and does not have it."""
-
-
-class Again(OutsideError):  # noqa: N818
+class Again(OutsideError):  # noqa: N818 - says what is wrong, as CheckFailed does
     """It may go well another time."""
 
     after: float | None = None
     """Seconds that the registry asks to wait."""
-
-
-class Refused(OutsideError):  # noqa: N818
-    """The registry answers with an error that another try would not change."""
-
-    status: int = 0
-    code: str = ""
-    """The registry's own word for it: ``DIGEST_INVALID``."""
 
 
 class Readable(Protocol):
@@ -93,6 +81,37 @@ class _Authorize(requests.auth.AuthBase):
         if self._value is not None:
             request.headers["Authorization"] = self._value
         return request
+
+
+class SafeSession(requests.Session):
+    """Follows a registry's redirects without giving anything away: no password, and nothing without TLS.
+
+    requests would look into ~/.netrc for each host that it is sent to.
+    """
+
+    def __init__(self, is_safe: Callable[[str], bool]) -> None:
+        super().__init__()
+        self._is_safe = is_safe
+
+    def rebuild_auth(self, prepared_request: requests.PreparedRequest, response: requests.Response) -> None:
+        """Take the header away where the redirect leads to another host; put none in its place."""
+        there, here = str(prepared_request.url), str(response.request.url)
+        if "Authorization" in prepared_request.headers and self.should_strip_auth(here, there):  # type: ignore[no-untyped-call]
+            del prepared_request.headers["Authorization"]
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        """Where an answer sends us. Raises OutsideError where that is no place to go."""
+        target = super().get_redirect_target(resp)
+        if target is not None and not self._is_safe(there := urljoin(resp.url, target)):
+            raise _unsafe(urlsplit(resp.url).netloc, there)
+        return target
+
+
+def _unsafe(name: str, address: str) -> BadAnswer:
+    return BadAnswer(
+        f"{name} leads to {urlsplit(address).netloc or 'no host'} without TLS",
+        hint="only a registry on this machine may do without",
+    )
 
 
 class _Trusting(requests.adapters.HTTPAdapter):
@@ -229,7 +248,9 @@ class RegistryHttp:
         auth: str | None,
     ) -> requests.Response:
         parts = urlsplit(url)
-        with requests.Session() as session, self._reading():
+        if not self._is_safe(url):
+            raise _unsafe(self.name, url)
+        with SafeSession(self._is_safe) as session, self._reading():
             if is_loopback(parts.hostname):
                 session.trust_env = False  # a proxy can't reach this machine's loopback
             if parts.scheme == "https" and self._authorities is not None:
@@ -312,7 +333,8 @@ class RegistryHttp:
         if not self._asked_for_login:
             self._credentials, self._asked_for_login = self._login(self._login_name), True
         kind, parameters = parse_challenge(challenge)
-        if kind == "bearer" and self._is_safe(parameters.get("realm", "")):
+        realm = parameters.get("realm", "")
+        if kind == "bearer" and realm and self._is_safe(urljoin(f"{self.base}/", realm)):
             self._tokens[scope] = self._token(parameters, scope, what)
             return True
         if (
@@ -325,10 +347,16 @@ class RegistryHttp:
             return True
         return False
 
-    def _is_safe(self, realm: str) -> bool:
-        # It comes from the network: it may name no other kind of address, and none that is less safe.
-        parts = urlsplit(urljoin(f"{self.base}/", realm))
-        return bool(realm and parts.hostname) and parts.scheme in ("https", urlsplit(self.base).scheme)
+    def _is_safe(self, url: str) -> bool:
+        """Whether a request may go there: over TLS, or from a registry on this machine to this machine.
+
+        Addresses come from the network too: redirects, places of uploads, services that give tokens.
+        """
+        parts = urlsplit(url)
+        if parts.scheme == "https":
+            return bool(parts.hostname)
+        own = is_loopback(urlsplit(self.base).hostname)
+        return parts.scheme == "http" and own and is_loopback(parts.hostname)
 
     def _token(self, parameters: Mapping[str, str], scope: str, what: str) -> _Token:
         known = self._credentials
@@ -465,6 +493,7 @@ def retry_after(headers: Mapping[str, str]) -> float | None:
     try:
         until = email.utils.parsedate_to_datetime(text)
         now = email.utils.parsedate_to_datetime(headers["Date"])
+        # A time in the zone -0000 has none, and can't be compared.
+        return max(0.0, (until - now).total_seconds())
     except (KeyError, ValueError, TypeError):
         return None
-    return max(0.0, (until - now).total_seconds())

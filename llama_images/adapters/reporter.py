@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import sys
 import threading
 import time
@@ -20,15 +19,10 @@ from rich.table import Column
 from rich.text import Text
 
 from llama_images.ports import Activity
-from llama_images.words import duration
+from llama_images.words import duration, printable
 
 PLAIN_INTERVAL: Final = 10.0
 """Seconds between two plain lines of one activity."""
-
-_CONTROL = re.compile(
-    r"\x1b\[[0-9;?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
-)
-"""Escape sequences and other control characters: what a compiler or a model prints may hold them."""
 
 
 class ConsoleReporter:
@@ -116,7 +110,7 @@ class ConsoleReporter:
         self._print(f"[{self._clock() - self._started:6.1f}s] {_clean_line(text)}")
 
     def _print(self, text: str, *, style: str | None = None) -> None:
-        text = _CONTROL.sub("", text)
+        text = printable(text)
         with self._lock:
             if self._console is not None:
                 self._console.print(Text(text, style=style or ""), soft_wrap=True)
@@ -169,4 +163,4 @@ class _Elapsed(ProgressColumn):
 
 
 def _clean_line(text: str) -> str:
-    return " ".join(_CONTROL.sub("", text).split())
+    return " ".join(printable(text).split())

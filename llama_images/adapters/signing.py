@@ -120,7 +120,7 @@ class KeyVerifier:
                 raise CheckFailed("what is signed is no in-toto statement")
             payload = base64.b64decode(envelope["payload"], validate=True)
             signatures = [base64.b64decode(one["sig"], validate=True) for one in envelope["signatures"]]
-        except (ValueError, KeyError, TypeError, AttributeError, binascii.Error):
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError, binascii.Error):
             raise CheckFailed("it is no signed statement") from None
         signed = pre_authentication(payload)
         for signature in signatures:

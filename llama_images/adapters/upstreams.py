@@ -24,8 +24,7 @@ from llama_images.adapters.git_program import Git
 from llama_images.adapters.git_revision import remote_commit
 from llama_images.adapters.network import LOOPBACK
 from llama_images.adapters.registry_client import RegistryClient
-from llama_images.adapters.registry_http import Refused
-from llama_images.errors import OutsideError
+from llama_images.errors import OutsideError, Refused
 from llama_images.pins import PublishedImage, PublishedWheel
 from llama_images.platforms import MACHINES, Platform
 from llama_images.ports import Finished, Programs

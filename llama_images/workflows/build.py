@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -30,7 +29,7 @@ from llama_images.render import (
 )
 from llama_images.selection import Target, local_reference
 from llama_images.words import last_line
-from llama_images.workflows.workshop import Workshop, write_or_remove
+from llama_images.workflows.workshop import Workshop, common_hashes, write_or_remove
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -184,10 +183,10 @@ def _build(
 ) -> Built:
     reference = local_reference(target)
     dockerfile = files[f"images/{target.id}/Dockerfile"]
-    common = _common_files(shop, files)
+    common = shop.common_files(files)
     parts = {
         "dockerfile": dockerfile,
-        "common": {name: hashlib.sha256(data).hexdigest() for name, (data, _mode) in common.items()},
+        "common": common_hashes(common),
         "source": tree.patched_tree,
         "paths": list(target.source.paths),
         "base": None if base is None else list(base.layers),
@@ -272,18 +271,6 @@ def _context_folder(shop: Workshop, name: str) -> Iterator[Path]:
     parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f"{name}.", dir=parent) as folder:
         yield Path(folder)
-
-
-def _common_files(shop: Workshop, files: Mapping[str, str]) -> dict[str, tuple[bytes, int]]:
-    """Content and mode of everything under images/common: scripts as they lie there, the rest anew."""
-    result = {}
-    for path in sorted((shop.root / "images" / "common").iterdir()):
-        if path.is_file():
-            result[path.name] = (path.read_bytes(), 0o755 if os.access(path, os.X_OK) else 0o644)
-    for name, text in files.items():
-        if name.startswith("images/common/"):
-            result[name.removeprefix("images/common/")] = (text.encode(), 0o644)
-    return result
 
 
 def _stage_context(

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from llama_images import oci
-from llama_images.errors import UsageError
-from llama_images.oci import Manifest
+from llama_images.errors import OutsideError, UsageError
+from llama_images.oci import Descriptor, Manifest
 from llama_images.ports import Registry, Reporter
-from llama_images.publication import version_of
+from llama_images.publication import TARGET, version_of
 from llama_images.references import Repository
 from llama_images.tags import parse_fixed
 
@@ -43,7 +43,7 @@ class _Reach:
             return
         self.order.append(manifest.digest)
         if manifest.is_index:
-            for entry in manifest.entries:
+            for entry in self._entries(manifest):
                 child = self.registry.find(self.repository, entry.digest)
                 if child is not None:
                     self.add(child)
@@ -55,9 +55,21 @@ class _Reach:
         if held is not None and held.digest not in self.order:
             self.order.append(held.digest)
 
+    def _entries(self, index: Manifest) -> tuple[Descriptor, ...]:
+        try:
+            return index.entries
+        except oci.NotOci as error:
+            # What it needs is not known, so that nothing is known to be of no use.
+            raise OutsideError(
+                f"{self.repository}@{index.digest} can't be read, so nothing can be removed: {error}",
+                hint="remove it there, or use the registry's own interface",
+            ) from None
+
 
 def plan_pruning(registry: Registry, repository: Repository, keep: int) -> Pruning:
-    """What would go if the newest ``keep`` versions stayed. Raises UsageError for less than one.
+    """What would go if the newest ``keep`` versions stayed.
+
+    Raises UsageError for less than one, OutsideError where the registry fails or holds what can't be read.
 
     A tag that is none of ours stays, and so does all that a tag which stays leads to.
     """
@@ -92,9 +104,12 @@ def _lists_referrers(tag: str) -> bool:
 
 
 def _version(tag: str, manifest: Manifest) -> Version | None:
-    """The version that a fixed tag belongs to; None of every other tag."""
+    """The version that a fixed tag of ours belongs to; None of every other tag.
+
+    A repository may hold other things under names like ours: a tag is ours only where what it means says so.
+    """
     fixed = parse_fixed(tag)
-    if fixed is None:
+    if fixed is None or not fixed.is_of(manifest.annotations.get(TARGET, "")):
         return None
     return fixed.version if fixed.version is not None else version_of(manifest.annotations)
 

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Final
 
 from llama_images import oci
 from llama_images.attestation import EVIDENCE, KINDS, PROVENANCE, SBOM, Statement, attached, may_hold
 from llama_images.build_record import BuildRecord
 from llama_images.clearance import GivenEvidence, fitting, parse_evidence
-from llama_images.errors import CheckFailed, LlamaImagesError, OutsideError, UsageError
-from llama_images.imageroot import LeakSearch
+from llama_images.errors import BadAnswer, CheckFailed, UsageError
+from llama_images.imageroot import search
 from llama_images.oci import Descriptor, Manifest
 from llama_images.plan import Plan, unpinned
 from llama_images.ports import Activity, Engine, ImageStore, Registry, Signer
@@ -31,6 +31,7 @@ from llama_images.publication import (
     Move,
     commit_tag_stays,
     joined,
+    overtaken,
     stays,
     unmoved,
 )
@@ -40,7 +41,8 @@ from llama_images.selection import Target, local_reference
 from llama_images.tags import Tags
 from llama_images.workflows.build import find_record
 from llama_images.workflows.pack import Packed, pack
-from llama_images.workflows.workshop import Workshop
+from llama_images.workflows.tagging import TagResult, check_whole, move_together, results_of
+from llama_images.workflows.workshop import Workshop, common_hashes
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,14 +82,7 @@ class Cell:
         return sum(layer.size for layer in self.manifest.layers)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TagResult:
-    """What became of one tag, or what would become of it."""
-
-    tag: str
-    digest: str
-    change: Literal["new", "moves", "as it is", "stays"]
-    why: str = ""
+NOT_MOVED: Final = "not moved, as it was asked for"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -112,19 +107,28 @@ class Published:
 
 
 def read_evidence(shop: Workshop, files: Sequence[Path]) -> tuple[GivenEvidence, ...]:
-    """The evidence in ``files``, or in the cache's folder where none is named. Raises UsageError."""
-    found: list[GivenEvidence] = []
-    for path in files or sorted((shop.cache / "evidence").glob("*.json")):
+    """The evidence in ``files``, or in the cache's folder where none is named.
+
+    A failure that the cache knows of counts all the same: naming a better run does not undo it. Raises
+    UsageError.
+    """
+    named = [evidence for path in files if (evidence := _read_evidence(path)) is not None]
+    cached: list[GivenEvidence] = []
+    for path in sorted((shop.cache / "evidence").glob("*.json")):
         try:
-            evidence = parse_evidence(path.read_bytes(), str(path))
-            found += [] if evidence is None else [evidence]
-        except OSError as error:
-            raise UsageError(f"the evidence {path} can't be read: {error.strerror or error}") from None
+            evidence = _read_evidence(path)
         except UsageError as error:
-            if files:
-                raise
             shop.reporter.warn(f"passed over: {error.message}")
-    return tuple(found)
+        else:
+            cached += [] if evidence is None or (files and not evidence.has_failed) else [evidence]
+    return (*named, *cached)
+
+
+def _read_evidence(path: Path) -> GivenEvidence | None:
+    try:
+        return parse_evidence(path.read_bytes(), str(path))
+    except OSError as error:
+        raise UsageError(f"the evidence {path} can't be read: {error.strerror or error}") from None
 
 
 def prepare(
@@ -141,11 +145,25 @@ def prepare(
     Raises CheckFailed, UsageError or OutsideError; nothing has been sent then.
     """
     rendered = shop.rendered()
+    common = common_hashes(shop.common_files(rendered))
     cells = []
     for target in plan.targets:
-        dockerfile = rendered[f"images/{target.id}/Dockerfile"]
-        cells.append(_prepare(shop, engine, store, target, dockerfile, evidence, allow_untested))
+        recipe: dict[str, object] = {
+            "dockerfile": rendered[f"images/{target.id}/Dockerfile"],
+            "common": common,
+            "paths": list(target.source.paths),
+        }
+        cells.append(_prepare(shop, engine, store, target, recipe, evidence, allow_untested))
     return cells
+
+
+# What the labels do not tell: they name the source's tree and the series, each by hash. The statements are
+# written from the matrix, so that all else which they name has to be what the build read.
+_RECIPE_DIFFERS: Final = {
+    "dockerfile": "its Dockerfile was another",
+    "common": "the scripts and lists of wheels in images/common were others",
+    "paths": "other parts of the source were read",
+}
 
 
 def _prepare(
@@ -153,7 +171,7 @@ def _prepare(
     engine: Engine,
     store: ImageStore,
     target: Target,
-    dockerfile: str,
+    recipe: Mapping[str, object],
     evidence: Sequence[GivenEvidence],
     allow_untested: bool,
 ) -> Cell:
@@ -174,8 +192,9 @@ def _prepare(
     wanted = labels(target, packed.series)
     wrong = [key for key, value in wanted.items() if packed.image.labels.get(key) != value]
     record = find_record(shop, packed.image)
-    if wrong or (record is not None and record.parts["dockerfile"] != dockerfile):
-        what = f"its label {wrong[0]} is another" if wrong else "its Dockerfile was another"
+    other = [] if record is None else [key for key in recipe if record.parts.get(key) != recipe[key]]
+    if wrong or other:
+        what = f"its label {wrong[0]} is another" if wrong else _RECIPE_DIFFERS[other[0]]
         raise CheckFailed(f"{reference} is not what the matrix says: {what}", hint=f"{build} anew")
     if record is None:
         raise UsageError(
@@ -221,9 +240,11 @@ def publish(
     *,
     mount_from: Sequence[str] = (),
     dry_run: bool = False,
+    move: bool = True,
 ) -> list[Published]:
     """Bring prepared images into a registry; in a dry run, say what would change and change nothing.
 
+    Without ``move`` the moving tags stay as they are, for ``tagging.move_tags`` once all platforms are there.
     ``signer`` may be None in a dry run alone. Raises CheckFailed where a fixed tag means another image, and
     OutsideError where the registry fails; the moving tags are then as they were, and the same call goes on.
     """
@@ -240,12 +261,14 @@ def publish(
                     _attach(statement, cell, repository, registry, signer, activity)
                 registry.push_manifest(repository.name, index)
         for index in indexes:
-            _check_whole(index, repository, registry)
-    fixed, moving, kept = _moves(cells, indexes, repository, registry)
+            check_whole(index, repository, registry)
+    fixed, moving, kept = _moves(cells, indexes, repository, registry, move)
+    moves = [*(wanted for _, wanted in fixed), *moving]
     if not dry_run:
-        for move in unmoved(fixed):
-            registry.push_manifest(repository.name, move.index, move.tag)
-        _move_together(unmoved(moving), repository, registry)
+        for cell, wanted in fixed:
+            if not wanted.is_done:
+                _set_fixed(cell, wanted, repository, registry)
+        move_together(unmoved(moving), repository, registry, shop.reporter)
     return [
         Published(
             target=cell.target,
@@ -255,7 +278,7 @@ def publish(
             size_bytes=cell.size_bytes,
             sent_bytes=count,
             tested=index.annotations[TESTED],
-            tags=tuple(_results(cell, (*fixed, *moving), kept)),
+            tags=results_of(cell.tags.all, moves, kept),
         )
         for cell, index, count in zip(cells, indexes, sent, strict=True)
     ]
@@ -264,26 +287,36 @@ def publish(
 def _harmless(found: list[Statement], cell: Cell) -> list[Statement]:
     """Statements are for everybody: none may hold a secret, such as evidence that quotes a command line."""
     for statement in found:
-        search = LeakSearch()
-        search.feed(statement.encode())
-        if search.found:
+        if leaks := search(statement.encode()):
             raise CheckFailed(
-                f"the {KINDS[statement.predicate_type]} of {cell.target.id} holds {search.found[0]}",
+                f"the {KINDS[statement.predicate_type]} of {cell.target.id} holds {leaks[0]}",
                 hint="it is not published",
             )
     return found
 
 
-def _index(cell: Cell, repository: Repository, registry: Registry) -> Manifest:
+def _index(cell: Cell, repository: Repository, registry: Registry, tag: str | None = None) -> Manifest:
+    """The index that a fixed tag gets by what the registry holds now; that of the version, unless named."""
+    tag = tag or cell.tags.version
     return joined(
-        registry.find(repository.name, cell.tags.version),
+        registry.find(repository.name, tag),
         cell.manifest,
         cell.platform,
         tested=cell.tested,
         target=cell.target,
         series=cell.packed.series,
-        tag=cell.tags.version,
+        tag=tag,
     )
+
+
+def _set_fixed(cell: Cell, move: Move, repository: Repository, registry: Registry) -> None:
+    """Set a tag that never moves. Layers take minutes to send: what it means may be another by now.
+
+    Raises CheckFailed or OutsideError where somebody else has set it; no registry compares and sets at once,
+    so that two calls within the same moment are not told from each other.
+    """
+    overtaken(_index(cell, repository, registry, move.tag), move.index, move.tag)
+    registry.push_manifest(repository.name, move.index, move.tag)
 
 
 def _send(
@@ -303,29 +336,6 @@ def _send(
     activity.update("manifest")
     registry.push_manifest(repository.name, cell.manifest)
     return sent
-
-
-def _check_whole(index: Manifest, repository: Repository, registry: Registry) -> None:
-    """Look once more at all that a tag is about to mean, also at platforms that another machine published.
-
-    Raises OutsideError where a part is missing or is something else.
-    """
-    for entry in index.entries:
-        what = f"{repository}@{entry.digest} for {entry.platform}"
-        try:
-            image = registry.manifest(repository.name, entry.digest)
-            missing = [
-                blob for blob in (image.config, *image.layers) if not registry.has_blob(repository.name, blob)
-            ]
-        except oci.NotOci as error:
-            raise OutsideError(
-                f"{what} is no image: {error}", hint="remove the tag there, and publish it anew"
-            ) from None
-        if missing:
-            raise OutsideError(
-                f"{what} lacks {missing[0].digest}, so no tag has changed",
-                hint="publish it again from where it was built: what is missing is sent",
-            )
 
 
 def _progress(activity: Activity, doing: str, size: int) -> Callable[[int], None]:
@@ -361,15 +371,19 @@ def _says(
     try:
         (layer,) = registry.manifest(repository.name, referrer.digest).layers
         return signer.verifier.open(registry.blob(repository.name, layer.digest)) == payload
-    except (CheckFailed, oci.NotOci, ValueError):
-        return False  # somebody else's, or another kind of thing
+    except (BadAnswer, CheckFailed, oci.NotOci, ValueError):
+        return False  # somebody else's, another kind of thing, or broken
 
 
 def _moves(
-    cells: Sequence[Cell], indexes: Sequence[Manifest], repository: Repository, registry: Registry
-) -> tuple[list[Move], list[Move], dict[str, str]]:
-    """Fixed tags, moving tags, and those that stay where they are with the reason."""
-    fixed: list[Move] = []
+    cells: Sequence[Cell],
+    indexes: Sequence[Manifest],
+    repository: Repository,
+    registry: Registry,
+    move: bool,
+) -> tuple[list[tuple[Cell, Move]], list[Move], dict[str, str]]:
+    """Fixed tags with what they are for, moving tags, and those that stay where they are with the reason."""
+    fixed: list[tuple[Cell, Move]] = []
     moving: list[Move] = []
     kept: dict[str, str] = {}
     for cell, index in zip(cells, indexes, strict=True):
@@ -379,56 +393,15 @@ def _moves(
             if tag == cell.tags.commit:
                 why = commit_tag_stays(held, index)
             elif tag in cell.tags.moving:
-                why = stays(held, index)
+                why = NOT_MOVED if not move else stays(held, index, cell.target.architecture.platforms)
+            wanted = Move(tag=tag, index=index, before=held)
             if why is not None:
                 kept[tag] = why
+            elif tag in cell.tags.moving:
+                moving.append(wanted)
             else:
-                (moving if tag in cell.tags.moving else fixed).append(Move(tag=tag, index=index, before=held))
+                fixed.append((cell, wanted))
     return fixed, moving, kept
-
-
-def _move_together(moves: Sequence[Move], repository: Repository, registry: Registry) -> None:
-    """Move every tag, or none: where one fails, those that have moved go back."""
-    done: list[Move] = []
-    try:
-        for move in moves:
-            done.append(move)  # a move whose answer is lost may have been made
-            registry.push_manifest(repository.name, move.index, move.tag)
-    except BaseException as error:
-        left = [move.tag for move in reversed(done) if not _move_back(move, repository, registry)]
-        if left and isinstance(error, LlamaImagesError):
-            raise OutsideError(
-                f"{error.message}; {', '.join(left)} could not be moved back",
-                hint="the same command goes on, and moves them all",
-            ) from None
-        raise
-
-
-def _move_back(move: Move, repository: Repository, registry: Registry) -> bool:
-    try:
-        if move.before is not None:
-            registry.push_manifest(repository.name, move.before, move.tag)
-            return True
-        # A tag that was not there can't be taken away again: registries delete manifests, not names.
-        return registry.find(repository.name, move.tag) is None
-    except OutsideError:
-        return False
-
-
-def _results(cell: Cell, moves: Sequence[Move], kept: dict[str, str]) -> list[TagResult]:
-    found = []
-    for tag in cell.tags.all:
-        if tag in kept:
-            found.append(TagResult(tag=tag, digest="", change="stays", why=kept[tag]))
-            continue
-        (move,) = (move for move in moves if move.tag == tag)
-        change: Literal["new", "moves", "as it is"] = "moves"
-        if move.is_done:
-            change = "as it is"
-        elif move.before is None:
-            change = "new"
-        found.append(TagResult(tag=tag, digest=move.index.digest, change=change))
-    return found
 
 
 # --- what is said about an image ------------------------------------------------------------------

@@ -11,18 +11,18 @@ from typing import Any
 from llama_images import oci
 from llama_images.attestation import EVIDENCE, KINDS, PROVENANCE, SBOM, Statement, may_hold
 from llama_images.clearance import summary_of
-from llama_images.errors import CheckFailed
+from llama_images.errors import BadAnswer, CheckFailed
 from llama_images.oci import Manifest
 from llama_images.patch_series import PatchSeries
 from llama_images.ports import Registry, Verifier
 from llama_images.provenance import builder_named, differences, recipe_differs
-from llama_images.publication import TESTED, UNTESTED, VERSION, annotations_of
+from llama_images.publication import TARGET, TESTED, UNTESTED, VERSION, annotations_of
 from llama_images.references import Reference
-from llama_images.render import LABEL_PREFIX, labels, series_of
+from llama_images.render import labels, series_of
 from llama_images.selection import IMAGE, Target, all_targets
 from llama_images.tags import published_tags
 from llama_images.words import counted
-from llama_images.workflows.workshop import Workshop
+from llama_images.workflows.workshop import Workshop, common_hashes
 
 
 @dataclass(slots=True)
@@ -97,7 +97,7 @@ def _images(registry: Registry, name: str, top: Manifest) -> Iterator[_Image]:
 
 
 def _target_of(shop: Workshop, manifest: Manifest, reference: Reference) -> Target:
-    named = manifest.annotations.get(f"{LABEL_PREFIX}.target")
+    named = manifest.annotations.get(TARGET)
     for target in all_targets(shop.matrix):
         if target.id == named:
             return target
@@ -147,7 +147,7 @@ def _collect(registry: Registry, name: str, image: _Image, verifier: Verifier, c
             except (oci.NotOci, ValueError):
                 refused[kind].append("it is no attachment of ours")
                 continue
-            except CheckFailed as error:
+            except (BadAnswer, CheckFailed) as error:  # anybody may attach anything: the others count
                 refused[kind].append(error.message)
                 continue
             statement = Statement.parse(payload)
@@ -233,11 +233,10 @@ def _built_by(shop: Workshop, provenance: Mapping[str, Any], target: Target) -> 
     engine = definition.get("internalParameters", {}).get("engine", "an unknown engine")
     when = provenance.get("runDetails", {}).get("metadata", {}).get("finishedOn", "at an unknown time")
     rendered = shop.rendered()
-    recipe = {f"images/{target.id}/Dockerfile": rendered[f"images/{target.id}/Dockerfile"].encode()}
-    for path in sorted((shop.root / "images" / "common").iterdir()):
-        recipe[f"images/common/{path.name}"] = path.read_bytes()
-    recipe |= {path: text.encode() for path, text in rendered.items() if path.startswith("images/common/")}
-    hashes = {path: hashlib.sha256(data).hexdigest() for path, data in recipe.items()}
+    dockerfile = f"images/{target.id}/Dockerfile"
+    hashes = {dockerfile: hashlib.sha256(rendered[dockerfile].encode()).hexdigest()}
+    common = common_hashes(shop.common_files(rendered))
+    hashes |= {f"images/common/{name}": digest for name, digest in common.items()}
     same = (
         "other Dockerfile or scripts than"
         if recipe_differs(provenance, hashes)
@@ -258,7 +257,7 @@ def _tested(images: list[_Image]) -> str:
 def _json(data: bytes) -> Mapping[str, Any]:
     try:
         value = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise oci.NotOci("its configuration is no JSON object")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +58,17 @@ class Workshop:
         paths = {path for path in paths if is_rendered_path(path)} | set(wanted)
         return {path: (self.root / path).read_text("utf-8") for path in paths if (self.root / path).is_file()}
 
+    def common_files(self, rendered: Mapping[str, str]) -> dict[str, tuple[bytes, int]]:
+        """Content and mode of all that lies in images/common, by name: scripts as they are, the rest anew."""
+        result = {}
+        for path in sorted((self.root / "images" / "common").iterdir()):
+            if path.is_file():
+                result[path.name] = (path.read_bytes(), 0o755 if os.access(path, os.X_OK) else 0o644)
+        for name, text in rendered.items():
+            if name.startswith("images/common/"):
+                result[name.removeprefix("images/common/")] = (text.encode(), 0o644)
+        return result
+
     def log_path(self, name: str) -> Path:
         """Where the log of a long step goes; the folder is made."""
         folder = self.cache / "logs"
@@ -83,6 +96,11 @@ class Workshop:
                 if value := self.environment.get(variable):
                     result[variable] = value
         return result
+
+
+def common_hashes(files: Mapping[str, tuple[bytes, int]]) -> dict[str, str]:
+    """SHA-256 of each of ``Workshop.common_files``, as a build's record keeps them."""
+    return {name: hashlib.sha256(data).hexdigest() for name, (data, _mode) in files.items()}
 
 
 def built_image(shop: Workshop, engine: Engine, target: Target) -> ImageInfo:

@@ -6,14 +6,19 @@ import json
 import os
 import re
 import secrets
+import signal
 import subprocess
+import sys
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+import tasks
 from llama_images import oci
 from llama_images.adapters.docker import DockerEngine
 from llama_images.adapters.image_store import CachedImages
@@ -21,16 +26,19 @@ from llama_images.adapters.process import SystemPrograms
 from llama_images.adapters.registry_client import RegistryClient
 from llama_images.adapters.signing import KeySigner
 from llama_images.attestation import EVIDENCE, PROVENANCE, SBOM, Statement, attached
-from llama_images.errors import CheckFailed, OutsideError, UsageError
+from llama_images.errors import BadAnswer, CheckFailed, OutsideError, UsageError
 from llama_images.oci import Manifest
 from llama_images.plan import choose, make_plan
-from llama_images.publication import TESTED, image_of
+from llama_images.publication import TESTED, annotations_of, image_of
 from llama_images.references import Reference, Repository
-from llama_images.selection import local_reference
+from llama_images.render import series_of
+from llama_images.selection import local_reference, select
+from llama_images.tags import published_tags
 from llama_images.workflows import publish as module
 from llama_images.workflows.prune import plan_pruning, prune
 from llama_images.workflows.publish import Cell, read_evidence
 from llama_images.workflows.scan import scan
+from llama_images.workflows.tagging import check_whole, move_tags
 from llama_images.workflows.verify import Verification, verify
 from tests.engine.publishing import Press, evidence, evidence_document
 from tests.engine.registries import Fault, Proxy, needs_registry, proxy, serving
@@ -75,6 +83,7 @@ def cells(press: Press) -> list[Cell]:
 
 
 VERSION = "0.1.0"
+DATE = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def fixed(press: Press) -> list[str]:
@@ -191,6 +200,49 @@ def test_platforms_join_in_one_index_one_after_the_other(press: Press, cells: li
     assert re.fullmatch(r"linux/amd64 sha256:\S+, \S+ MB; linux/arm64 sha256:\S+, \S+ MB", platforms)
 
 
+def test_a_new_version_takes_no_platform_from_a_moving_tag(press: Press, cells: list[Cell]) -> None:
+    """Who pulls on the other platform keeps the older version until there is a newer one for it."""
+    press.publish(cells[:1])
+    (first,) = press.publish([arm(cells[0])])
+    press.edit(f"    version: {VERSION}\n", "    version: 0.2.0\n")
+    press.program = "the program, second build"
+    press.build("cpu")
+    (cell,) = press.prepare("cpu")
+    (second,) = press.publish([cell])
+    why = {tag.tag: tag.why for tag in second.tags}["cpu"]
+    assert why == "stays until linux/arm64 is published too"
+    assert press.tag("cpu") == first.index
+    assert press.tag("0.2.0-cpu") == second.index
+    (third,) = press.publish([arm(cell)])
+    assert press.tag("cpu") == third.index
+    assert len(press.registry.manifest(press.repository.name, "cpu").entries) == 2
+
+
+def test_moving_tags_can_be_left_for_the_end(press: Press, cells: list[Cell]) -> None:
+    """Each machine publishes its platform, and one call moves the tags."""
+    shop, targets = press.house.shop(), [cell.target for cell in cells]
+    with pytest.raises(CheckFailed, match=r"0\.1\.0-cpu is not there, so no tag has moved"):
+        move_tags(shop, targets, press.repository, press.registry)
+    published = press.publish(cells, move=False)
+    published = press.publish([arm(cells[0]), cells[1]], move=False)
+    assert [tag.change for tag in published[0].tags] == ["moves", "moves", "stays"]
+    assert (press.tag("cpu"), press.tag("stock-cpu")) == (None, None)
+    said = move_tags(shop, targets, press.repository, press.registry, dry_run=True)
+    assert press.tag("cpu") is None
+    moved = move_tags(shop, targets, press.repository, press.registry)
+    assert moved == said
+    assert [(tag.tag, tag.change, tag.digest) for tag in moved] == [
+        ("cpu", "new", published[0].index),
+        ("stock-cpu", "new", published[1].index),
+    ]
+    assert (press.tag("cpu"), press.tag("stock-cpu")) == (published[0].index, published[1].index)
+    press.edit("commit: 10a2613a", "commit: 20a2613a")
+    shop = press.house.shop()
+    other = select(shop.matrix, ["cpu"], native=tuple).targets
+    with pytest.raises(CheckFailed, match="is of something else than this matrix says"):
+        move_tags(shop, other, press.repository, press.registry)
+
+
 @pytest.mark.engine
 def test_an_engine_pulls_the_image_of_its_platform(
     press: Press, host: str, cells: list[Cell], docker_engine: DockerEngine
@@ -277,6 +329,14 @@ def test_evidence_is_read_from_the_cache_or_from_files(press: Press, tmp_path: P
     (folder / "b.json").write_text("{")
     assert [one.tier for one in read_evidence(shop, [])] == ["gpu"]
     assert any("passed over: " in line and "b.json" in line for line in press.house.reporter.lines)
+    good, bad = tmp_path / "good.json", folder / "c.json"
+    good.write_text(evidence_document(cell))
+    assert [one.name for one in read_evidence(shop, [good])] == [str(good)]
+    bad.write_text(evidence_document(cell, cases=[case("one", "failed")]))
+    given = read_evidence(shop, [good])
+    assert [one.name for one in given] == [str(good), str(bad)]
+    with pytest.raises(CheckFailed, match=r"did not pass its tests: \S+c\.json: 1 of 1 case"):
+        press.prepare("120", evidence=given, allow_untested=True)
     with pytest.raises(UsageError, match=r"b\.json is no test evidence"):
         read_evidence(shop, [folder / "b.json"])
     with pytest.raises(UsageError, match="can't be read: No such file"):
@@ -296,6 +356,66 @@ def test_a_fixed_tag_never_becomes_another_image(press: Press, front: Proxy, cel
     assert "raise the version of pr24423" in str(caught.value.hint)
     assert {line.split()[0] for line in front.asked} <= {"GET", "HEAD"}, "something was sent"
     assert {tag: press.tag(tag) for tag in fixed(press)} == before
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_fixed_tag_that_somebody_sets_meanwhile_is_left_alone(
+    press: Press, cells: list[Cell], monkeypatch: pytest.MonkeyPatch, which: int
+) -> None:
+    """Two machines have built the same version; the other's tag appears while this one's layers are sent."""
+    (cell, _), name = cells, press.repository.name
+    tag = cell.tags.all[which]
+    config = oci.published_config({**json.loads(cell.packed.files.configuration), "os": "linux"}, DATE)
+    other = oci.image_manifest(oci.Descriptor.of(config, oci.CONFIG), [], cell.manifest.annotations)
+    entry = replace(other.descriptor, platform=cell.platform, annotations={TESTED: "no"})
+    index = oci.index([entry], {**cell.manifest.annotations, TESTED: "no"})
+    real = check_whole
+
+    def meanwhile(*arguments: Any) -> None:
+        real(*arguments)
+        press.registry.push_bytes(name, config, oci.CONFIG)
+        press.registry.push_manifest(name, other)
+        press.registry.push_manifest(name, index, tag)
+
+    monkeypatch.setattr(module, "check_whole", meanwhile)
+    with pytest.raises(CheckFailed, match=rf"the tag {tag} means another image for linux/amd64"):
+        press.publish([cell])
+    assert press.tag(tag) == index.digest
+    assert press.tag("cpu") is None
+
+
+def test_a_platform_that_joins_meanwhile_is_not_lost(
+    press: Press, cells: list[Cell], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = check_whole
+
+    def meanwhile(*arguments: Any) -> None:
+        monkeypatch.setattr(module, "check_whole", real)
+        real(*arguments)
+        press.publish([arm(cells[0])])
+
+    monkeypatch.setattr(module, "check_whole", meanwhile)
+    with pytest.raises(OutsideError, match=r"has got another image for linux/arm64 while") as caught:
+        press.publish(cells[:1])
+    assert "The same command goes on" in str(caught.value.hint)
+    press.publish(cells[:1])
+    for tag in cells[0].tags.all:
+        index = press.registry.manifest(press.repository.name, tag)
+        assert [entry.platform for entry in index.entries] == ["linux/amd64", "linux/arm64"]
+
+
+def test_platforms_of_different_sources_do_not_join(press: Press, cells: list[Cell]) -> None:
+    """The pin was raised between two machines, the version was not."""
+    (first,) = press.publish(cells[:1])
+    press.edit("commit: 10a2613a", "commit: 20a2613a")
+    press.build("cpu")
+    (cell,) = press.prepare("cpu")
+    with pytest.raises(
+        CheckFailed, match=r"0\.1\.0-cpu means images of something else: their org\.\S+\.revision is '10a"
+    ) as caught:
+        press.publish([arm(cell)])
+    assert "raise the version of pr24423" in str(caught.value.hint)
+    assert press.tag("0.1.0-cpu") == first.index
 
 
 def test_a_tag_of_somebody_else_is_left_alone(press: Press, cells: list[Cell]) -> None:
@@ -363,6 +483,24 @@ def test_an_image_that_is_not_what_the_matrix_says_is_not_published(press: Press
         press.prepare("cpu")
 
 
+def test_an_image_with_other_wheels_than_the_matrix_names_is_not_published(press: Press) -> None:
+    """The statements would name wheels that are not in it."""
+    press.build("120")
+    press.prepare("120")
+    matrix = press.house.root / "matrix.yaml"
+    text = matrix.read_text()
+    digest = re.findall(r"linux/amd64: ([0-9a-f]{64})", text)[0]
+    matrix.write_text(text.replace(digest, "a" * 64))
+    with pytest.raises(CheckFailed, match="lists of wheels in images/common were others") as caught:
+        press.prepare("120")
+    assert caught.value.hint == "invoke build --arch 120 builds it anew"
+    matrix.write_text(text)
+    press.prepare("120")
+    (press.house.root / "images" / "common" / "stage").write_text("#!/bin/sh\n")
+    with pytest.raises(CheckFailed, match="the scripts"):
+        press.prepare("120")
+
+
 def test_an_image_without_a_record_is_not_published(press: Press) -> None:
     press.build("cpu")
     for path in (press.house.cache / "builds").iterdir():
@@ -383,7 +521,7 @@ def test_what_stands_on_an_unpinned_image_is_not_published(press: Press) -> None
 
 
 def test_a_clock_in_the_past_is_noticed(press: Press, monkeypatch: pytest.MonkeyPatch) -> None:
-    from datetime import UTC, datetime, tzinfo
+    from datetime import tzinfo
 
     class Past(datetime):
         @classmethod
@@ -574,6 +712,79 @@ def test_ctrl_c_between_two_moves_takes_the_first_back(
     assert (press.tag("cpu"), press.tag("stock-cpu")) == (first[0].index, first[1].index)
 
 
+@pytest.mark.parametrize("again", [False, True])
+def test_what_an_interrupted_call_leaves_moved_is_said(
+    press: Press, front: Proxy, cells: list[Cell], monkeypatch: pytest.MonkeyPatch, again: bool
+) -> None:
+    """The registry does not take the tag back, or the way back is interrupted too."""
+    first = press.publish(cells)
+    later = second_version(press)
+    real = press.registry.push_manifest
+
+    def interrupted(repository: str, manifest: Manifest, tag: str | None = None) -> None:
+        if tag == "stock-cpu" and manifest.digest != first[1].index:
+            raise KeyboardInterrupt
+        if tag == "cpu" and manifest.digest == first[0].index:
+            raise KeyboardInterrupt if again else OutsideError("it is away")
+        real(repository, manifest, tag)
+
+    monkeypatch.setattr(press.registry, "push_manifest", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        press.publish(later)
+    assert press.tag("cpu") != first[0].index
+    assert press.house.reporter.lines[-1] == (
+        "warning: cpu could not be moved back; the same command moves them all"
+    )
+
+
+@dataclass
+class Termination(Fault):
+    """Ends a process in the middle of a request, as a cancelled job does."""
+
+    process: subprocess.Popen[str] | None = None
+
+    def strikes(self, method: str, path: str) -> bool:
+        found = super().strikes(method, path)
+        if found and self.process is not None:
+            self.process.send_signal(signal.SIGTERM)
+        return found
+
+
+def test_a_cancelled_job_moves_its_tags_back(press: Press, front: Proxy, tmp_path: Path) -> None:
+    """The real command, with the repository's own matrix."""
+    name, client, shop = press.repository.name, press.registry, tasks._workshop()
+    before = oci.index([])
+    client.push_bytes(name, b"{}", oci.CONFIG)
+    client.push_manifest(name, before, "cpu")
+    for target in select(shop.matrix, ["cpu"], flavors=["patched", "stock"], native=tuple).targets:
+        series = series_of(target, shop.series)
+        annotations = annotations_of(target, series)
+        image = oci.image_manifest(oci.Descriptor.of(b"{}", oci.CONFIG), [], annotations)
+        client.push_manifest(name, image)
+        entries = [replace(image.descriptor, platform="linux/amd64", annotations={TESTED: "no"})]
+        tag = published_tags(shop.matrix, target, series).version
+        client.push_manifest(name, oci.index(entries, {**annotations, TESTED: "no"}), tag)
+    fault = Termination("PUT", f"{MANIFESTS}stock-cpu$", 503, {"Retry-After": "60"})
+    front.faults.append(fault)
+    words = ["publish", "--arch", "cpu", "--flavor", "patched", "--flavor", "stock", "--move-only"]
+    fault.process = subprocess.Popen(
+        [sys.executable, "-m", "invoke", *words, "--registry", str(press.repository)],
+        cwd=tasks.ROOT,
+        env={**os.environ, "LLAMA_IMAGES_CACHE": str(tmp_path / "cache")},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    with fault.process as process:
+        try:
+            said = process.communicate(timeout=60)[1]
+        finally:
+            process.kill()
+    assert process.returncode == 130, said
+    assert said.splitlines()[-1].startswith("interrupted; ")
+    assert front.count("PUT", f"{MANIFESTS}cpu ") == 3, "set before, moved, and moved back"
+    assert press.tag("cpu") == before.digest
+
+
 def test_a_tag_that_can_not_be_moved_back_is_named(press: Press, front: Proxy, cells: list[Cell]) -> None:
     press.publish(cells)
     later = second_version(press)
@@ -630,8 +841,6 @@ def test_an_untested_image_says_so(press: Press, cells: list[Cell]) -> None:
 
 
 def test_another_key_is_no_publisher(press: Press, cells: list[Cell]) -> None:
-    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
     press.publish(cells)
     other = KeySigner(Ed25519PrivateKey.generate())
     problems = verification(press, "cpu", other).problems
@@ -713,6 +922,53 @@ def test_a_platform_that_the_index_only_claims_is_found(press: Press, cells: lis
     press.registry.push_manifest(press.repository.name, lie, "cpu")
     problems = verification(press, "cpu").problems
     assert "linux/arm64: the image is for linux/amd64" in problems
+
+
+def broken_bundles(press: Press, cell: Cell) -> None:
+    """What anybody with write access may attach: nested without end, gone, huge, or of two kinds at once."""
+    name, client = press.repository.name, press.registry
+    for number, data in enumerate((b"[" * 100_000, b"gone", bytes((32 << 20) + 1))):
+        kind = [SBOM, PROVENANCE, EVIDENCE][number]
+        manifest = attached(cell.manifest.descriptor, data, kind)
+        client.push_bytes(name, oci.EMPTY_JSON, oci.EMPTY)
+        client.push_bytes(name, data, manifest.layers[0].media_type)
+        client.push_referrer(name, manifest)
+
+
+def test_broken_attachments_stop_neither_publishing_nor_verifying(
+    press: Press, front: Proxy, cells: list[Cell]
+) -> None:
+    press.publish(cells[:1])
+    broken_bundles(press, cells[0])
+    gone = oci.digest_of(b"gone")
+    front.faults.append(Fault("GET", f"blobs/{gone}", status=404, times=99))
+    assert verification(press, "cpu").problems == ()
+    before = press.registry.referrers(press.repository.name, cells[0].manifest.digest)
+    press.publish(cells[:1])
+    assert press.registry.referrers(press.repository.name, cells[0].manifest.digest) == before
+    other = verification(press, "cpu", KeySigner(Ed25519PrivateKey.generate()))
+    assert any("is no signed statement" in text for text in other.problems)
+    assert any(f"has no {press.repository.name}@{gone}" in text for text in other.problems)
+    assert any("sent more than 33554432 bytes" in text for text in other.problems)
+
+
+def test_an_answer_of_two_kinds_is_taken_for_neither(press: Press, front: Proxy, cells: list[Cell]) -> None:
+    press.publish(cells[:1])
+    for headers in ({"Content-Type": oci.MANIFEST}, {"Content-Type": oci.DOCKER_LIST}):
+        front.faults.append(Fault("GET", f"{MANIFESTS}cpu$", headers=headers))
+        with pytest.raises(BadAnswer, match=r"sent no manifest for \S+:cpu: it calls itself"):
+            press.registry.manifest(press.repository.name, "cpu")
+
+
+def test_annotations_of_another_form_are_one_line(press: Press, front: Proxy, cells: list[Cell]) -> None:
+    """This registry takes no such manifest; others do."""
+    odd = Manifest.made({**cells[0].manifest.content, "annotations": ["a"]})
+    index = oci.index([replace(odd.descriptor, platform="linux/amd64")])
+    for reference, answer in (("odd", index), (odd.digest, odd)):
+        path = f"{MANIFESTS}{reference}$"
+        front.faults.append(Fault("GET", path, 200, {"Content-Type": answer.media_type}, answer.raw))
+    with pytest.raises(CheckFailed, match="it calls itself None"):
+        verification(press, "odd")
 
 
 def test_a_statement_with_a_lie_that_the_publisher_signed_is_held_against_the_matrix(
@@ -816,6 +1072,42 @@ def test_an_image_that_a_newer_index_still_names_stays(press: Press, history: li
     prune(press.registry, press.repository, pruning, press.house.reporter)
     press.registry.read_image(name, "0.10.1-cuda13.0-sm89")
     press.registry.read_image(name, "kept-by-hand")
+
+
+def test_tags_of_others_stay_whatever_they_look_like(press: Press, history: list[module.Published]) -> None:
+    """Somebody keeps other images in the same repository, with versions of their own."""
+    name = press.repository.name
+    press.registry.push_bytes(name, b"{}", oci.CONFIG)
+    config = oci.Descriptor.of(b"{}", oci.CONFIG)
+    version = {"org.opencontainers.image.version": "0.0.1"}
+    target = {"io.github.llama-images.target": "cpu"}
+    theirs = {
+        "0.0.1-server": oci.image_manifest(config, [], version),
+        "beta-0.0.1-cpu": oci.image_manifest(config, [], version | target),
+        "0.0.1-cuda12.0-sm89": oci.image_manifest(config, [], version | target | {"x": "another"}),
+        "0123456789ab"[:9] + "-server": oci.image_manifest(config, [], version | {"x": "by commit"}),
+    }
+    for tag, manifest in theirs.items():
+        press.registry.push_manifest(name, manifest, tag)
+    pruning = plan_pruning(press.registry, press.repository, 1)
+    assert pruning.kept_versions == ("0.10.1",)
+    assert "0.2.0-cpu" in pruning.tags
+    assert not theirs.keys() & {*pruning.tags, *pruning.spared}
+    prune(press.registry, press.repository, pruning, press.house.reporter)
+    assert {tag: press.tag(tag) for tag in theirs} == {tag: one.digest for tag, one in theirs.items()}
+
+
+def test_an_index_that_can_not_be_read_keeps_everything(
+    press: Press, front: Proxy, history: list[module.Published]
+) -> None:
+    """Somebody's index names its images by SHA-512: what it needs is not known."""
+    entry = {"mediaType": oci.MANIFEST, "digest": "sha512:" + "1" * 128, "size": 1}
+    body = oci.encode({"schemaVersion": 2, "mediaType": oci.INDEX, "manifests": [entry]})
+    press.registry.push_manifest(press.repository.name, oci.index([]), "theirs")
+    theirs = Fault("GET", f"{MANIFESTS}theirs$", status=200, headers={"Content-Type": oci.INDEX}, body=body)
+    front.faults.append(replace(theirs, times=99))
+    with pytest.raises(OutsideError, match="can't be read, so nothing can be removed"):
+        plan_pruning(press.registry, press.repository, 1)
 
 
 def test_what_is_tagged_meanwhile_stays(press: Press, history: list[module.Published]) -> None:

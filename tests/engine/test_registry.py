@@ -266,8 +266,8 @@ def test_bytes_of_another_digest_are_refused(reference: str, headers: dict[str, 
     [
         ((401, {}, b""), "answered 401 Unauthorized for a:t"),
         ((500, {}, b"oops"), "answered 500 Internal Server Error for a:t"),
-        ((200, {}, b"<html>"), "sent no JSON object for a:t"),
-        ((200, {}, b"[]"), "sent no JSON object for a:t"),
+        ((200, {}, b"<html>"), "sent no manifest for a:t: it is no JSON object"),
+        ((200, {}, b"[]"), "sent no manifest for a:t: it is no JSON object"),
         ((302, {"Location": "/v2/a/manifests/t"}, b""), "can't be reached: TooManyRedirects"),
         ((200, {"Content-Length": "1000"}, b"short"), "can't be reached: "),
     ],
@@ -355,7 +355,7 @@ def test_what_is_no_image_is_told_so(body: bytes) -> None:
         client.read_image("a", "t")
 
 
-@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://[::1]:9/", "http://no-such-host.invalid"])
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://[::1]:9/", "https://no-such-host.invalid"])
 def test_a_registry_that_is_not_there_is_one_clear_line(url: str) -> None:
     with pytest.raises(OutsideError, match=r"^the registry .* can't be reached: ") as caught:
         RegistryClient(url, timeout=2).tags("a")

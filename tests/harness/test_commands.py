@@ -358,6 +358,21 @@ def test_what_is_no_number_is_wrong_use(tmp_path: Path, words: tuple[str, ...], 
         (["verify", "r.example/x:sm120"], "no key was given", "the publisher's public key"),
         (["verify", "r.example/x@sha256:12"], "what follows @ is no digest", "64 lower-case"),
         (["registry.prune"], "no --registry given", "HOST/NAMESPACE"),
+        (
+            ["registry.prune", "--registry", "r.example/x", "--keep", "abc"],
+            "--keep abc: not a number",
+            "1 to 9999",
+        ),
+        (
+            ["registry.prune", "--registry", "r.example/x", "--keep", "0"],
+            "--keep 0: not a number",
+            "1 to 9999",
+        ),
+        (
+            ["publish", "--arch", "cpu", "--registry", "r.example/x", "--no-move", "--move-only"],
+            "no use",
+            "leave",
+        ),
         (["plan", "--arch", "cpu", "--platform", "linux/s390x"], "there is no such platform", "linux/amd64"),
     ],
 )

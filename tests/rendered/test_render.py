@@ -265,6 +265,7 @@ def test_each_job_may_do_what_it_needs_and_no_more(jobs: dict[str, Any]) -> None
         "plan": {"contents": "read"},
         "build": {"contents": "read", "packages": "write"},
         "publish": {"contents": "read", "packages": "write"},
+        "move": {"contents": "read", "packages": "write"},
     }
     for job in jobs.values():
         for step in job["steps"]:
@@ -288,8 +289,22 @@ def test_no_script_has_an_expression_in_it(jobs: dict[str, Any]) -> None:
 
 def test_the_key_is_shown_to_one_step(files: dict[str, str], jobs: dict[str, Any]) -> None:
     holders = [step.get("name") for job in jobs.values() for step in job["steps"] if "secrets." in str(step)]
-    assert holders == ["Publish and verify"]
-    assert jobs["publish"]["environment"] == "publish"
+    assert holders == ["Publish"]
+    assert [name for name, job in jobs.items() if "environment" in job] == ["publish"]
+
+
+def test_the_workflow_moves_tags_once_after_every_platform(jobs: dict[str, Any]) -> None:
+    def calls(name: str) -> list[str]:
+        scripts = "\n".join(step.get("run", "") for step in jobs[name]["steps"])
+        return [line for line in scripts.splitlines() if "invoke publish" in line or "invoke verify" in line]
+
+    (publishing,), (moving, verifying) = calls("publish"), calls("move")
+    assert "--no-move" in publishing
+    assert "--move-only" in moving
+    assert "invoke verify" in verifying
+    assert jobs["move"]["needs"] == ["plan", "publish"]
+    assert "strategy" not in jobs["move"]
+    assert jobs["move"]["if"] == jobs["publish"]["if"] == "inputs.publish"
 
 
 def test_the_workflow_offers_what_the_default_base_makes(inputs: Inputs, files: dict[str, str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 import sys
 import tarfile
@@ -25,6 +26,7 @@ from llama_images.imageroot import (
     judge_configuration,
     judge_layers,
     read_root,
+    search,
 )
 
 X86, ARM = 62, 183
@@ -431,10 +433,60 @@ TOKENS = {
 def test_every_kind_of_secret_is_found_wherever_chunks_end(kind: str) -> None:
     data = b"\x00 x=" + TOKENS[kind] + b"\n" + bytes(600)
     for cut in range(len(TOKENS[kind]) + 8):
-        search = LeakSearch()
-        search.feed(data[:cut])
-        search.feed(data[cut:])
-        assert search.found == (kind,)
+        leaks = LeakSearch()
+        leaks.feed(data[:cut])
+        leaks.feed(data[cut:])
+        assert leaks.found == (kind,)
+
+
+BODY = "MIIEvQIBADANBgkqhkiG9w0BAQ"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"-----BEGIN PRIVATE KEY-----\n{BODY}",
+        f"-----BEGIN OPENSSH PRIVATE KEY-----\r\n{BODY}",
+        f"-----BEGIN ENCRYPTED PRIVATE KEY-----\n{BODY}",
+        f"-----BEGIN ENCRYPTED SIGSTORE PRIVATE KEY-----\n{BODY}",
+        f"-----BEGIN PGP PRIVATE KEY BLOCK-----\nVersion: 1\n\n{BODY}",
+        f"-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-128-CBC,7D4A\n\n{BODY}",
+    ],
+)
+def test_a_private_key_is_found_in_every_form_and_in_json_too(text: str) -> None:
+    quoted = json.dumps({"stdin": text})
+    for data in (text, quoted, json.dumps({"log": quoted})):
+        assert search(data.encode()) == ("a private key",)
+        leaks = LeakSearch()
+        for byte in data.encode():
+            leaks.feed(bytes([byte]))
+        assert leaks.found == ("a private key",)
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        ("https://me:secret@host/x", ("an address with a password",)),
+        ("https://:token@host/x", ("an address with a password",)),
+        ("https://me:se:cret@[::1]/x", ("an address with a password",)),
+        ("https://host:5000/me@x", ()),
+        ("git+https://host/me/x@refs/pull/1/head", ()),
+        ("HTTPS_PROXY=http://proxy:3128 curl", ("a proxy's address",)),
+        ("RUN --env all_proxy='socks5://p:1' x", ("a proxy's address",)),
+        ("https_proxy: proxy:3128", ("a proxy's address",)),
+        ("https_proxy=", ()),
+        ("https_proxy=$https_proxy", ()),
+        ("my_https_proxy=x", ()),
+        ("no_proxy=localhost", ()),
+    ],
+)
+def test_addresses_and_proxies_are_found_in_json_too(text: str, kinds: tuple[str, ...]) -> None:
+    for data in (text, json.dumps({"Env": [text, "PATH=/app"]}), json.dumps(json.dumps([text]))):
+        assert search(data.encode()) == kinds
+
+
+def test_a_proxy_is_found_as_a_key_in_json() -> None:
+    assert search(b'{"env": {"https_proxy": "http://proxy:3128"}}') == ("a proxy's address",)
 
 
 @pytest.mark.parametrize(
@@ -449,9 +501,7 @@ def test_every_kind_of_secret_is_found_wherever_chunks_end(kind: str) -> None:
     ],
 )
 def test_what_only_looks_like_a_secret_is_none(data: bytes) -> None:
-    search = LeakSearch()
-    search.feed(data)
-    assert search.found == ()
+    assert search(data) == ()
 
 
 def layer_of(
@@ -477,6 +527,7 @@ def test_a_layer_is_searched_by_itself(tmp_path: Path) -> None:
     [
         (b'{"config": {"Env": ["PATH=/app"]}, "history": [{"created_by": "COPY"}]}', ""),
         (b'{"config": {"Env": ["T=' + TOKENS["a GitHub token"] + b'"]}}', "it holds a GitHub token"),
+        (b'{"config": {"Env": ["https_proxy=http://proxy:3128"]}}', "it holds a proxy's address"),
         (
             b'{"history": [{"created_by": "RUN https_proxy=http://me:secret@p:1 x"}]}',
             "an address with a password",

@@ -165,3 +165,45 @@ def test_two_builds_of_one_image_are_published_alike() -> None:
 def test_what_is_no_configuration_is_refused(config: dict[str, Any]) -> None:
     with pytest.raises(NotOci):
         oci.published_config(config, DATE)
+
+
+INDEX = oci.index([image().descriptor])
+BOTH = {**INDEX.content, "config": image().content["config"]}
+
+
+@pytest.mark.parametrize(
+    ("content", "stated", "words"),
+    [
+        (BOTH, oci.INDEX, "an index and an image at once"),
+        ({**INDEX.content, "layers": []}, "", "an index and an image at once"),
+        (INDEX.content, oci.MANIFEST, "it calls itself .*index.* and came as .*manifest"),
+        (image().content, oci.DOCKER_MANIFEST, "it calls itself"),
+        ({**INDEX.content, "mediaType": oci.MANIFEST}, oci.MANIFEST, "it has no config"),
+        ({"schemaVersion": 2, "config": {}}, oci.INDEX, "it has no manifests"),
+        ({**image().content, "mediaType": 1}, oci.MANIFEST, "it calls itself 1"),
+    ],
+)
+def test_a_manifest_that_can_be_read_as_two_things_is_none(
+    content: dict[str, Any], stated: str, words: str
+) -> None:
+    with pytest.raises(NotOci, match=words):
+        Manifest.read(oci.encode(content), stated)
+
+
+@pytest.mark.parametrize("raw", [b"[" * 100_000, b"[]", b"", b"\xff"])
+def test_a_manifest_that_is_no_object_is_none(raw: bytes) -> None:
+    with pytest.raises(NotOci, match="no JSON object"):
+        Manifest.read(raw, oci.MANIFEST)
+
+
+@pytest.mark.parametrize("stated", [oci.INDEX, "", "application/json"])
+def test_a_manifest_is_what_it_calls_itself(stated: str) -> None:
+    assert Manifest.read(INDEX.raw, stated) == INDEX
+    bare = {key: value for key, value in INDEX.content.items() if key != "mediaType"}
+    assert Manifest.read(oci.encode(bare), oci.DOCKER_LIST).media_type == oci.DOCKER_LIST
+
+
+@pytest.mark.parametrize("annotations", [["a"], "a", None, 1])
+def test_annotations_of_another_form_are_none(annotations: Any) -> None:
+    odd = Manifest.made({**image().content, "annotations": annotations})
+    assert odd.annotations == odd.descriptor.annotations == {}

@@ -79,7 +79,10 @@ def test_every_fixed_tag_is_read_back_and_no_moving_one(matrix: Matrix) -> None:
     for target in all_targets(matrix):
         tags = published_tags(matrix, target, own(target.flavor))
         name = tags.moving[0]
-        assert parse_fixed(tags.version) == FixedTag(version=(1, 2, 3), name=name)
+        fixed = parse_fixed(tags.version)
+        assert fixed == FixedTag(version=(1, 2, 3), name=name)
+        own_ids = [other.id for other in all_targets(matrix) if fixed.is_of(other.id)]
+        assert own_ids == [target.id]
         assert parse_fixed(tags.commit) == FixedTag(version=None, name=name)
         assert [parse_fixed(tag) for tag in tags.moving] == [None] * len(tags.moving)
 
@@ -88,6 +91,7 @@ def test_every_fixed_tag_is_read_back_and_no_moving_one(matrix: Matrix) -> None:
     "tag",
     [
         *("latest", "sha256-" + "0" * 64, "1.2.3", "1.2-cpu", "v1.2.3-cpu"),
+        *("beta-1.2.3-cpu", "v-10a2613aa-cpu"),
         *("01.2.3-cpu", "10a2613a-cpu", "cpu-1.2.3", ""),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from llama_images.words import counted, duration, last_line
+from llama_images.words import counted, duration, last_line, printable
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,16 @@ def test_last_line(text: str, line: str) -> None:
 def test_one_is_no_plural() -> None:
     assert [counted(n, "file") for n in (0, 1, 2)] == ["0 files", "1 file", "2 files"]
     assert [counted(n, "patch", "patches") for n in (1, 10)] == ["1 patch", "10 patches"]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[2J\x1b[1;31mred\x1b[0m", "red"),
+        ("\x1b]0;title\x07x\x1b]8;;http://h\x1b\\y", "xy"),
+        ("a\rb\x08c\x9bd\te\nf", "abcd\te\nf"),
+        ("ü…", "ü…"),
+    ],
+)
+def test_a_terminal_is_told_nothing(text: str, shown: str) -> None:
+    assert printable(text) == shown
