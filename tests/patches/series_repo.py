@@ -130,6 +130,14 @@ class Upstream:
         return load_series(Path(folder))
 
 
+def upstream_ahead(folder: Path) -> Upstream:
+    """An upstream that went on: on ``clear`` a change of line 10 still fits, on ``conflict`` it does not."""
+    made = Upstream(folder)
+    made.commit("clear", {"src/a.cpp": "new\n" + changed()})
+    made.commit("conflict", {"src/a.cpp": changed(line10="zehn")})
+    return made
+
+
 class Bench:
     """The adapters on a cache of their own."""
 

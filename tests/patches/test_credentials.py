@@ -16,7 +16,7 @@ from llama_images.adapters.work_tree import WorkTree
 from llama_images.errors import LlamaImagesError, OutsideError, UsageError
 from llama_images.patch_series import PatchSeries
 from tests.patches.git_http import Served, serve
-from tests.patches.series_repo import Bench, Upstream, changed, git
+from tests.patches.series_repo import Bench, Upstream, changed, git, upstream_ahead
 
 USER = "someone"
 PASSWORD = "s3cr3t'\"$(x)\\n/@:%"
@@ -25,10 +25,7 @@ WRITTEN = quote(PASSWORD, safe="")
 
 @pytest.fixture(scope="module")
 def upstream(tmp_path_factory: pytest.TempPathFactory) -> Upstream:
-    made = Upstream(tmp_path_factory.mktemp("upstream") / "repo")
-    made.commit("clear", {"src/a.cpp": "new\n" + changed()})
-    made.commit("conflict", {"src/a.cpp": changed(line10="zehn")})
-    return made
+    return upstream_ahead(tmp_path_factory.mktemp("upstream") / "repo")
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from llama_images.adapters.patch_files import PatchFolders
 from llama_images.patch_series import PatchSeries
 from llama_images.workflows.series import export_series
-from tests.patches.series_repo import BODY, Bench, Upstream, changed, git
+from tests.patches.series_repo import BODY, Bench, Upstream, changed, git, upstream_ahead
 
 HOOKS = (
     *("post-checkout", "post-commit", "post-rewrite", "pre-rebase", "pre-commit", "commit-msg"),
@@ -76,10 +76,7 @@ def hostile(tmp_path: Path, marker: Path) -> Mapping[str, str]:
 
 @pytest.fixture(scope="module")
 def upstream(tmp_path_factory: pytest.TempPathFactory) -> Upstream:
-    made = Upstream(tmp_path_factory.mktemp("upstream") / "repo")
-    made.commit("clear", {"src/a.cpp": "new\n" + changed()})
-    made.commit("conflict", {"src/a.cpp": changed(line10="zehn")})
-    return made
+    return upstream_ahead(tmp_path_factory.mktemp("upstream") / "repo")
 
 
 @pytest.fixture(scope="module")
